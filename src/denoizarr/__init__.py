@@ -1,0 +1,127 @@
+"""Denoise image stacks that do not fit in memory: self-supervised, seamless, resumable.
+
+Every public name is importable from here and nothing else is public. Names are loaded on first use, so that
+``import denoizarr`` is quick and loads neither torch nor distributed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+
+_HOMES: dict[str, tuple[str, ...]] = {
+    "stores.images": ("open_image",),
+    "stores.describe": ("info",),
+    "images.save": ("save_image",),
+    "images.convert": ("convert",),
+    "selection.filters": ("MaxPatchFilter", "MeanStdPatchFilter", "ShannonPatchFilter"),
+    "selection.patch_index": ("PatchIndex", "build_index"),
+    "training.patch_stream": ("PatchStream",),
+    "training.structure": ("StructuralNoiseExtractor",),
+    "training.noise_kernel": ("NoiseKernel", "extract_noise_kernel"),
+    "training.options": ("TrainingOptions",),
+    "training.trainer": ("train",),
+    "training.denoiser": ("Denoiser",),
+    "inference.predict": ("predict",),
+    "engine.summary": ("RunSummary",),
+    "report.page": ("write_report",),
+    "pipeline.config": ("JobConfig",),
+    "pipeline.plan": ("Plan", "plan"),
+    "pipeline.run": ("run_pipeline",),
+    "pipeline.demo": ("demo",),
+    "errors": (
+        "BadRequest",
+        "BlockFailed",
+        "ClusterLost",
+        "ConfigError",
+        "CorruptChunk",
+        "DegenerateData",
+        "DenoizarrError",
+        "EmptyIndex",
+        "ImageNotFound",
+        "IncompleteOutput",
+        "LedgerMismatch",
+        "MemoryLimitTooSmall",
+        "MetadataError",
+        "MisalignedGrid",
+        "MissingChunk",
+        "ModelError",
+        "NoSpace",
+        "NonFiniteData",
+        "NotOmeZarr",
+        "OutputExists",
+        "OutputLocked",
+        "PatchTooLarge",
+        "PermissionDenied",
+        "StoreUnavailable",
+        "UnsupportedStore",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605
+
+if TYPE_CHECKING:
+    from denoizarr.engine.summary import RunSummary as RunSummary
+    from denoizarr.errors import BadRequest as BadRequest
+    from denoizarr.errors import BlockFailed as BlockFailed
+    from denoizarr.errors import ClusterLost as ClusterLost
+    from denoizarr.errors import ConfigError as ConfigError
+    from denoizarr.errors import CorruptChunk as CorruptChunk
+    from denoizarr.errors import DegenerateData as DegenerateData
+    from denoizarr.errors import DenoizarrError as DenoizarrError
+    from denoizarr.errors import EmptyIndex as EmptyIndex
+    from denoizarr.errors import ImageNotFound as ImageNotFound
+    from denoizarr.errors import IncompleteOutput as IncompleteOutput
+    from denoizarr.errors import LedgerMismatch as LedgerMismatch
+    from denoizarr.errors import MemoryLimitTooSmall as MemoryLimitTooSmall
+    from denoizarr.errors import MetadataError as MetadataError
+    from denoizarr.errors import MisalignedGrid as MisalignedGrid
+    from denoizarr.errors import MissingChunk as MissingChunk
+    from denoizarr.errors import ModelError as ModelError
+    from denoizarr.errors import NonFiniteData as NonFiniteData
+    from denoizarr.errors import NoSpace as NoSpace
+    from denoizarr.errors import NotOmeZarr as NotOmeZarr
+    from denoizarr.errors import OutputExists as OutputExists
+    from denoizarr.errors import OutputLocked as OutputLocked
+    from denoizarr.errors import PatchTooLarge as PatchTooLarge
+    from denoizarr.errors import PermissionDenied as PermissionDenied
+    from denoizarr.errors import StoreUnavailable as StoreUnavailable
+    from denoizarr.errors import UnsupportedStore as UnsupportedStore
+    from denoizarr.images.convert import convert as convert
+    from denoizarr.images.save import save_image as save_image
+    from denoizarr.inference.predict import predict as predict
+    from denoizarr.pipeline.config import JobConfig as JobConfig
+    from denoizarr.pipeline.demo import demo as demo
+    from denoizarr.pipeline.plan import Plan as Plan
+    from denoizarr.pipeline.plan import plan as plan
+    from denoizarr.pipeline.run import run_pipeline as run_pipeline
+    from denoizarr.report.page import write_report as write_report
+    from denoizarr.selection.filters import MaxPatchFilter as MaxPatchFilter
+    from denoizarr.selection.filters import MeanStdPatchFilter as MeanStdPatchFilter
+    from denoizarr.selection.filters import ShannonPatchFilter as ShannonPatchFilter
+    from denoizarr.selection.patch_index import PatchIndex as PatchIndex
+    from denoizarr.selection.patch_index import build_index as build_index
+    from denoizarr.stores.describe import info as info
+    from denoizarr.stores.images import open_image as open_image
+    from denoizarr.training.denoiser import Denoiser as Denoiser
+    from denoizarr.training.noise_kernel import NoiseKernel as NoiseKernel
+    from denoizarr.training.noise_kernel import extract_noise_kernel as extract_noise_kernel
+    from denoizarr.training.options import TrainingOptions as TrainingOptions
+    from denoizarr.training.patch_stream import PatchStream as PatchStream
+    from denoizarr.training.structure import StructuralNoiseExtractor as StructuralNoiseExtractor
+    from denoizarr.training.trainer import train as train
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module on first use."""
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'denoizarr' has no attribute {name!r}")
+    return getattr(import_module(f"denoizarr.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

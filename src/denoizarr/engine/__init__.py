@@ -1,0 +1,1 @@
+"""Many idempotent blocks on Dask: clusters, the ledger and the runner."""

@@ -1,0 +1,93 @@
+"""What is done, written down outside the output: one immutable record per batch of blocks.
+
+::
+
+    <destination>.ledger/
+        job.json                       the job's identity, put if absent: whose ledger this is
+        <step>/<batch, 8 digits>.json  written after the batch's bytes are stored and read back
+
+Keys are deterministic, so nothing is ever listed; records are put if absent, so two writers of one batch
+(a retry and its twin) agree. An object in the output is never taken for a done block; a record is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from denoizarr.errors import ImageNotFound, LedgerMismatch
+from denoizarr.stores import locations, records
+
+FORMAT = 1  # of the ledger and of what its identity covers; part of every job's identity
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The ledger of one job.
+
+    Attributes
+    ----------
+    url : str
+        Its folder.
+    job : str
+        Digest of the job's identity, repeated in every record.
+    """
+
+    url: str
+    job: str
+
+    @classmethod
+    def claim(cls, url: str, identity: dict[str, Any]) -> Ledger:
+        """Open the ledger at ``url`` for the job of this identity, beginning it where there is none.
+
+        Raises
+        ------
+        LedgerMismatch
+            It belongs to another job; the message names what differs.
+        """
+        body = {"format": FORMAT, "identity": identity}
+        key = locations.join(url, "job.json")
+        if not records.create_json(key, body):
+            found = records.read_json(key)
+            differences = sorted(_differences(found, body))
+            if differences:
+                raise LedgerMismatch(
+                    "this output was begun by another job",
+                    where=url,
+                    got=f"differences in {', '.join(differences[:4])}",
+                    remedy="choose another output, or pass overwrite to begin anew",
+                )
+        return cls(url, records.digest(body))
+
+    @staticmethod
+    def is_begun(url: str) -> bool:
+        """Tell whether a job has claimed the ledger at ``url``."""
+        return locations.exists(locations.join(url, "job.json"))
+
+    def _key(self, step: str, batch: int) -> str:
+        return locations.join(self.url, step, f"{batch:08d}.json")
+
+    def get(self, step: str, batch: int) -> dict[str, Any] | None:
+        """Return the record of a batch, or None where it is not done by this job."""
+        try:
+            record = records.read_json(self._key(step, batch))
+        except ImageNotFound:
+            return None
+        if record.get("job") != self.job:
+            raise LedgerMismatch("a record of another job", where=self._key(step, batch), remedy="delete the ledger and the output")
+        return record
+
+    def put(self, step: str, batch: int, record: dict[str, Any]) -> None:
+        """Record a batch as done; the first record of a batch stays."""
+        records.create_json(self._key(step, batch), {"job": self.job, **record})
+
+
+def _differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Return the dotted names of the leaves in which two JSON trees differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [
+            name
+            for key in a.keys() | b.keys()
+            for name in _differences(a.get(key), b.get(key), f"{path}.{key}".removeprefix(".identity").strip("."))
+        ]
+    return [] if a == b else [path]

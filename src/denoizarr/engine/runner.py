@@ -1,0 +1,218 @@
+"""Run many idempotent blocks: in batches, in bounded waves, on a Dask cluster or in this process.
+
+A task is a batch of consecutive blocks. It gets block numbers and a spec, does its own reading and writing,
+puts its record into the ledger and returns a few bytes. The partition into batches is part of the step, so
+it does not depend on who works.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from denoizarr.errors import BlockFailed, ClusterLost, DenoizarrError
+from denoizarr.geometry.grids import batch_of, ceil_div
+
+from .ledger import Ledger
+from .progress import Progress
+
+_LOG = logging.getLogger(__name__)
+# Enough that a worker never waits for the client, few enough that a kill redoes little.
+_IN_FLIGHT_PER_WORKER = 2
+
+Record = dict[str, Any]
+Task = Callable[[Any, int], Record]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Blocks ``0 .. n_blocks - 1`` of one kind of work.
+
+    Attributes
+    ----------
+    name : str
+        Names the step's records in the ledger, such as "level-0".
+    task : callable
+        ``task(spec, block) -> dict``: a module-level function, idempotent; its result is JSON-able and small.
+    spec : object
+        What the task needs; picklable, without arrays or credentials.
+    n_blocks, blocks_per_batch : int
+    merge : callable, optional
+        ``merge([result, ...]) -> dict``, applied within a batch in block order.
+    """
+
+    name: str
+    task: Task
+    spec: Any
+    n_blocks: int
+    blocks_per_batch: int
+    merge: Callable[[list[Record]], Record] | None = None
+
+    @property
+    def n_batches(self) -> int:
+        """Number of tasks."""
+        return ceil_div(self.n_blocks, self.blocks_per_batch)
+
+
+def peak_bytes() -> int:
+    """Return the largest resident memory that this process has had."""
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, kibibytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def run_batch(step: Step, ledger: Ledger | None, batch: int) -> Record:
+    """Do one batch where it is called: the blocks in order, then the record. Returns the record."""
+    started = time.monotonic()
+    blocks = batch_of(batch, step.n_blocks, step.blocks_per_batch)
+    results = [step.task(step.spec, block) for block in blocks]
+    record: Record = {
+        "batch": batch,
+        "blocks": [blocks.start, blocks.stop],
+        "results": step.merge(results) if step.merge is not None else results,
+        "seconds": round(time.monotonic() - started, 3),
+        "peak_bytes": peak_bytes(),
+    }
+    if ledger is not None:
+        ledger.put(step.name, batch, record)
+        # The driver reads the record where it is stored: what crosses the scheduler stays small.
+        return {"batch": batch}
+    return record
+
+
+def run_step(
+    step: Step,
+    *,
+    ledger: Ledger | None = None,
+    client: Any = None,
+    threads: int = 1,
+    progress: bool = True,
+    label: str | None = None,
+) -> list[Record]:
+    """Run every batch that the ledger does not hold yet.
+
+    Parameters
+    ----------
+    step : Step
+    ledger : Ledger, optional
+        Without one, nothing is resumable and the records come back directly.
+    client : distributed.Client, optional
+        Without one, ``threads`` threads of this process do the work.
+    threads : int
+    progress : bool
+    label : str, optional
+        Shown instead of the step's name.
+
+    Returns
+    -------
+    list of dict
+        Every batch's record, in batch order: batch, blocks, results, seconds, and ``skipped`` for those
+        that an earlier run had done.
+
+    Raises
+    ------
+    BadData, BadRequest, ...
+        What a block raised, where every failed block raised the same kind of our own errors.
+    BlockFailed
+        Blocks failed for reasons of several kinds, or for one that is not ours; the others are done.
+    ClusterLost
+        The workers or the scheduler went away.
+    """
+    done = {} if ledger is None else {b: r for b in range(step.n_batches) if (r := ledger.get(step.name, b)) is not None}
+    todo = [batch for batch in range(step.n_batches) if batch not in done]
+    records: dict[int, Record] = {batch: {**record, "skipped": True} for batch, record in done.items()}
+    failures: dict[int, BaseException] = {}
+    with Progress(label or step.name, step.n_batches, progress) as bar:
+        if done:
+            bar.advance(len(done), "done before")
+        with _executor(client, threads) as (executor, in_flight):
+            for batch, outcome in _waves(executor, step, ledger, todo, in_flight):
+                if isinstance(outcome, BaseException):
+                    failures[batch] = outcome
+                    _LOG.error("%s: batch %d failed: %s", step.name, batch, outcome)
+                else:
+                    records[batch] = outcome
+                bar.advance()
+    if failures:
+        raise _summary_of(step, failures)
+    if ledger is not None:
+        for batch in todo:
+            stored = ledger.get(step.name, batch)
+            assert stored is not None, f"batch {batch} of {step.name} ended without a record"
+            records[batch] = stored
+    return [records[batch] for batch in range(step.n_batches)]
+
+
+@contextmanager
+def _executor(client: Any, threads: int) -> Iterator[tuple[Executor, int]]:
+    """Yield something that runs batches, and how many to hand it at a time."""
+    if client is None:
+        with ThreadPoolExecutor(max(threads, 1), thread_name_prefix="block") as pool:
+            yield pool, max(threads, 1)
+        return
+    workers = sum(client.nthreads().values()) or 1
+    executor = client.get_executor(pure=False)
+    try:
+        yield executor, _IN_FLIGHT_PER_WORKER * workers
+    finally:
+        # Distributed keeps no result that nobody holds; waiting here would wait for a lost cluster too.
+        executor.shutdown(wait=False)
+
+
+def _waves(
+    executor: Executor, step: Step, ledger: Ledger | None, todo: list[int], in_flight: int
+) -> Iterator[tuple[int, Record | BaseException]]:
+    """Yield (batch, record or error) as batches end, never more than ``in_flight`` at once."""
+    queue = iter(todo)
+    running: dict[Future[Record], int] = {}
+    stop = False
+    try:
+        while True:
+            while not stop and len(running) < in_flight and (batch := next(queue, None)) is not None:
+                running[executor.submit(run_batch, step, ledger, batch)] = batch
+            if not running:
+                return
+            ended, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in sorted(ended, key=running.__getitem__):
+                batch = running.pop(future)
+                error = _error_of(future)
+                # A bad request or bad data will not get better by the next thousand blocks.
+                stop = stop or getattr(error, "exit_status", 0) == 2
+                yield batch, error if error is not None else future.result()
+    finally:
+        for future in running:
+            future.cancel()
+
+
+def _error_of(future: Future[Record]) -> BaseException | None:
+    try:
+        error = future.exception()
+    except CancelledError as cancelled:
+        error = cancelled
+    if error is None or isinstance(error, DenoizarrError):
+        return error
+    if isinstance(error, CancelledError) or type(error).__name__ in {"KilledWorker", "NoValidWorkerError", "FutureCancelledError"}:
+        return ClusterLost(
+            "the Dask cluster went away", got=str(error) or type(error).__name__, remedy="run the same job again to resume"
+        )
+    return error
+
+
+def _summary_of(step: Step, failures: dict[int, BaseException]) -> BaseException:
+    first = failures[min(failures)]
+    if isinstance(first, DenoizarrError) and len({type(f) for f in failures.values()}) == 1:
+        return first
+    error = BlockFailed(
+        f"{len(failures)} of {step.n_batches} batches failed",
+        where=f"{step.name}, batch {min(failures)}",
+        got=f"{type(first).__name__}: {first}",
+        remedy="mend the cause and run the same job again; what is done is kept",
+    )
+    error.__cause__ = first
+    return error

@@ -1,0 +1,1 @@
+"""Integers only: boxes, grids and tiles. No arrays, no I/O."""

@@ -1,0 +1,1 @@
+"""Whole images through the engine: save, pyramid, convert."""

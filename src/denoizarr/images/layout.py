@@ -1,0 +1,229 @@
+"""The layout of what is written: levels, chunks, shards, codecs. Decided once, before the first voxel.
+
+Defaults: chunks of 1 x 512 x 512 (y, x; one plane of t, c, z), shards of up to 2048 x 2048, levels until
+max(y, x) <= 256. A plane is the unit because the networks and the usual viewers work plane by plane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+import zarr
+from numcodecs import Zstd
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from denoizarr.errors import BadRequest, MisalignedGrid
+from denoizarr.geometry.grids import Grid, ceil_div, round_up
+from denoizarr.stores.ome_zarr import Level, OmeImage, OmeVersion
+
+_CHUNK, _SHARD, _COARSEST = 512, 2048, 256
+_SHARD_VOXELS = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class LevelLayout:
+    """One array of the pyramid.
+
+    Attributes
+    ----------
+    path : str
+    shape, chunks : tuple of int
+    shards : tuple of int or None
+    scale, translation : tuple of float
+        Per axis, in the axis' unit.
+    factors : tuple of int
+        Voxels of the next finer level in one of this, per axis; ones for the finest.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None
+    scale: tuple[float, ...]
+    translation: tuple[float, ...]
+    factors: tuple[int, ...]
+
+    @property
+    def write_units(self) -> Grid:
+        """The grid of what one task may write: shards where there are any, else chunks."""
+        return Grid(self.shape, self.shards or self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputLayout:
+    """An OME-Zarr image that is to be written; small, picklable, and enough to open any of its arrays."""
+
+    url: str
+    dims: tuple[str, ...]
+    dtype: str
+    ome_version: OmeVersion
+    units: tuple[str | None, ...]
+    levels: tuple[LevelLayout, ...]
+    name: str = ""
+    omero: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ome(self) -> OmeImage:
+        """The metadata of the image."""
+        levels = tuple(Level(v.path, v.scale, v.translation) for v in self.levels)
+        return OmeImage(self.ome_version, self.dims, self.units, levels, self.name, dict(self.omero))
+
+    def identity(self) -> dict[str, Any]:
+        """Return what of the layout decides the output's bytes."""
+        return {
+            "dims": list(self.dims),
+            "dtype": self.dtype,
+            "ome_version": self.ome_version,
+            "levels": [[list(v.shape), list(v.chunks), list(v.shards or ()), list(v.factors)] for v in self.levels],
+        }
+
+
+def plan_layout(
+    url: str,
+    *,
+    dims: tuple[str, ...],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    scale: Sequence[float],
+    translation: Sequence[float],
+    units: Sequence[str | None],
+    ome_version: str = "0.5",
+    chunks: Sequence[int] | None = None,
+    shards: Sequence[int] | None = None,
+    levels: int | None = None,
+    name: str = "",
+    omero: Mapping[str, Any] | None = None,
+) -> OutputLayout:
+    """Decide the layout of an output image.
+
+    Parameters
+    ----------
+    url : str
+    dims, shape, dtype
+        Of the finest level.
+    scale, translation, units
+        Per axis.
+    ome_version : {"0.5", "0.4"}
+    chunks, shards : sequence of int, optional
+        One int per dim; shards must be multiples of chunks, and are not available in 0.4.
+    levels : int, optional
+        Number of levels; by default until max(y, x) <= 256.
+
+    Raises
+    ------
+    BadRequest, MisalignedGrid
+    """
+    if ome_version not in ("0.4", "0.5"):
+        raise BadRequest("unknown OME-Zarr version", got=ome_version, expected='"0.5" or "0.4"')
+    if ome_version == "0.4" and shards is not None:
+        raise BadRequest("OME-Zarr 0.4 has no shards", got=tuple(shards), remedy='use ome_version="0.5" or leave shards out')
+    for label, given in (("chunks", chunks), ("shards", shards)):
+        if given is not None and (len(given) != len(shape) or any(int(n) < 1 for n in given)):
+            raise BadRequest(f"{label} need one positive int per dim", got=tuple(given), expected=f"{len(shape)} for {dims}")
+    if levels is not None and levels < 1:
+        raise BadRequest("an image needs a level", where="levels", got=levels, expected="1 or more")
+    planned: list[LevelLayout] = []
+    factors = (1,) * len(shape)
+    while True:
+        level_chunks = tuple(int(c) for c in chunks) if chunks is not None else _default_chunks(dims, shape)
+        level_chunks = tuple(min(c, n) for c, n in zip(level_chunks, shape, strict=True))
+        planned.append(
+            LevelLayout(
+                str(len(planned)),
+                shape,
+                level_chunks,
+                None if ome_version == "0.4" else _shards(dims, shape, level_chunks, shards, first=not planned),
+                tuple(float(s) for s in scale),
+                tuple(float(t) for t in translation),
+                factors,
+            )
+        )
+        finest_side = max(n for d, n in zip(dims, shape, strict=True) if d in "yx")
+        if len(planned) == levels or (levels is None and finest_side <= _COARSEST):
+            break
+        factors = _factors(dims, shape, scale)
+        if max(factors) == 1:
+            break
+        # The centre of a voxel of the next level is the centre of the box it averages.
+        translation = tuple(t + s * (f - 1) / 2 for t, s, f in zip(translation, scale, factors, strict=True))
+        scale = tuple(s * f for s, f in zip(scale, factors, strict=True))
+        shape = tuple(ceil_div(n, f) for n, f in zip(shape, factors, strict=True))
+    version: OmeVersion = "0.5" if ome_version == "0.5" else "0.4"
+    return OutputLayout(url, dims, dtype.name, version, tuple(units), tuple(planned), name, dict(omero or {}))
+
+
+def _default_chunks(dims: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(min(n, _CHUNK) if d in "yx" else 1 for d, n in zip(dims, shape, strict=True))
+
+
+def chunks_like(dims: tuple[str, ...], chunks: Sequence[int], shape: Sequence[int]) -> tuple[int, ...] | None:
+    """Return an input's chunks where they make a good output too, else None: neither whole volumes nor slivers."""
+    lateral = [min(c, n) >= min(64, n) for d, c, n in zip(dims, chunks, shape, strict=True) if d in "yx"]
+    return tuple(int(c) for c in chunks) if prod(chunks) <= _SHARD_VOXELS and all(lateral) else None
+
+
+def _shards(
+    dims: tuple[str, ...],
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    asked: Sequence[int] | None,
+    *,
+    first: bool,
+) -> tuple[int, ...]:
+    if asked is None:
+        side = _SHARD
+        while True:
+            found = tuple(
+                round_up(min(n, max(side, c)), c) if d in "yx" else c for d, n, c in zip(dims, shape, chunks, strict=True)
+            )
+            # A worker holds a whole shard: chunks of many planes get shards of fewer chunks.
+            if prod(found) <= _SHARD_VOXELS or side <= 1:
+                return found
+            side //= 2
+    if first and any(s % c for s, c in zip(asked, chunks, strict=True)):
+        raise MisalignedGrid(
+            "shards must be whole multiples of chunks", got=f"shards {tuple(asked)}, chunks {chunks}", remedy="change either"
+        )
+    return tuple(round_up(min(s, n), c) for s, n, c in zip(asked, shape, chunks, strict=True))
+
+
+def _factors(dims: tuple[str, ...], shape: tuple[int, ...], scale: Sequence[float]) -> tuple[int, ...]:
+    """Return 2 for y and x, and for z while its spacing is within twice theirs."""
+    spacing = dict(zip(dims, scale, strict=True))
+    lateral = max(spacing["y"], spacing["x"])
+    halved = {"y", "x"} | ({"z"} if "z" in spacing and spacing["z"] <= 2 * lateral else set())
+    return tuple(2 if d in halved and n > 1 else 1 for d, n in zip(dims, shape, strict=True))
+
+
+def create_array(group: zarr.Group, layout: OutputLayout, level: LevelLayout) -> None:
+    """Create one array of the output with this package's codecs; nothing happens where it exists."""
+    if level.path in group:
+        return
+    common: dict[str, Any] = {
+        "shape": level.shape,
+        "dtype": layout.dtype,
+        "chunks": level.chunks,
+        "fill_value": 0,
+        # A chunk of zeros must be stored too: an absent object has to mean "not done".
+        "config": {"write_empty_chunks": True},
+    }
+    if layout.ome_version == "0.5":
+        group.create_array(
+            level.path,
+            shards=level.shards,
+            # Without the trailing checksum 97 % of single flipped bits decode in silence.
+            compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
+            dimension_names=layout.dims,
+            **common,
+        )
+    else:
+        group.create_array(
+            level.path,
+            compressors=Zstd(level=3, checksum=True),  # Zarr v2 takes one codec; this one checks itself
+            chunk_key_encoding={"name": "v2", "separator": "/"},
+            **common,
+        )

@@ -1,0 +1,135 @@
+"""An output image on its way from nothing to complete: begun, written unit by unit, marked finished.
+
+::
+
+    claim the ledger -> metadata, state "incomplete" -> blocks -> pyramid -> state "complete"
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+from denoizarr.engine.ledger import Ledger
+from denoizarr.errors import CorruptChunk, MisalignedGrid, OutputExists
+from denoizarr.geometry.boxes import Box
+from denoizarr.stores import locations
+from denoizarr.stores.ome_zarr import STATE, ome_attributes
+from denoizarr.stores.strict import chunk_key, write_unit
+
+from .layout import LevelLayout, OutputLayout, create_array
+
+
+def ledger_url(destination: str) -> str:
+    """Return where the ledger of an output lies: beside it."""
+    return locations.join(destination).rstrip("/") + ".ledger"
+
+
+def begin_output(layout: OutputLayout, identity: dict[str, Any], *, overwrite: bool = False) -> Ledger:
+    """Claim the destination for a job and create its metadata; for a job that was begun, find it again.
+
+    Raises
+    ------
+    OutputExists
+        Something lies there that no ledger vouches for.
+    LedgerMismatch
+        It is another job's.
+    """
+    beside = ledger_url(layout.url)
+    if overwrite:
+        locations.delete_prefix(layout.url)
+        locations.delete_prefix(beside)
+    if locations.exists(layout.url) and not Ledger.is_begun(beside):
+        raise OutputExists(
+            "something lies at the destination already",
+            where=locations.redact(layout.url),
+            remedy="choose another destination or pass overwrite",
+        )
+    ledger = Ledger.claim(beside, {"output": layout.identity(), **identity})
+    group = locations.open_group(layout.url, "a", zarr_format=3 if layout.ome_version == "0.5" else 2)
+    with locations.translated(layout.url):
+        if group.attrs.get(STATE) is None:
+            group.update_attributes({**ome_attributes(layout.ome), STATE: "incomplete"})
+        for level in layout.levels:
+            create_array(group, layout, level)
+    return ledger
+
+
+def finish_output(layout: OutputLayout) -> None:
+    """Mark the output complete: one small write, after everything else."""
+    group = locations.open_group(layout.url, "a", zarr_format=3 if layout.ome_version == "0.5" else 2)
+    with locations.translated(layout.url):
+        if group.attrs.get(STATE) != "complete":
+            group.update_attributes({STATE: "complete"})
+
+
+def is_complete(url: str) -> bool:
+    """Tell whether a finished image of this package lies at ``url``."""
+    return locations.exists(url) and locations.open_group(url, "r").attrs.get(STATE) == "complete"
+
+
+def open_level(layout: OutputLayout, level: LevelLayout) -> zarr.Array[Any]:
+    """Open one array of the output for writing."""
+    store = locations.zarr_store(layout.url, create=True)
+    with locations.translated(layout.url):
+        return zarr.open_array(store, path=level.path, mode="r+")
+
+
+def write_box(array: zarr.Array[Any], box: Box, values: NDArray[Any]) -> dict[str, Any]:
+    """Write whole write units, read them back, and return what the ledger keeps of them.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        Open for writing.
+    box : Box
+        A union of whole write units, cropped at the array's far end.
+    values : ndarray
+        Of the box's shape and the array's dtype.
+
+    Returns
+    -------
+    dict
+        ``checksum``: hex digest over the stored objects in key order.
+
+    Raises
+    ------
+    MisalignedGrid
+        The box cuts a write unit: two tasks would write it, and one of them would lose.
+    CorruptChunk
+        What was read back is not what was written.
+    """
+    unit = write_unit(array)
+    cut = any(
+        a % u or (b % u and b != n) for a, b, u, n in zip(box.start, box.stop, unit, array.shape, strict=True)
+    )
+    if cut or values.shape != box.shape:
+        raise MisalignedGrid("a block that is no union of whole write units", where=array.path, got=box, expected=f"steps of {unit}")
+    keys = [chunk_key(array, index) for index in _units_in(box, unit)]
+    with locations.translated(str(array.store)):
+        if array.shards is not None:
+            # zarr reads a shard before it writes it: a torn one would make every retry fail.
+            for key in keys:
+                sync(array.store.delete(key))
+        array[box.slices] = values
+        stored = np.asarray(array[box.slices])
+        if not np.array_equal(stored, values, equal_nan=values.dtype.kind == "f"):
+            raise CorruptChunk("what was read back is not what was written", where=f"{array.path} {box.slices}")
+        digest = hashlib.blake2b(digest_size=8)
+        for key in keys:
+            data = sync(array.store.get(key, default_buffer_prototype()))
+            assert data is not None, f"{key} was read back a moment ago"
+            digest.update(data.to_bytes())
+    return {"checksum": digest.hexdigest()}
+
+
+def _units_in(box: Box, unit: tuple[int, ...]) -> list[tuple[int, ...]]:
+    ranges = [range(a // u, -(-b // u)) for a, b, u in zip(box.start, box.stop, unit, strict=True)]
+    index = np.indices([len(r) for r in ranges]).reshape(len(ranges), -1).T
+    return [tuple(int(r[i]) for r, i in zip(ranges, row, strict=True)) for row in index]

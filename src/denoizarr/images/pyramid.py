@@ -1,0 +1,62 @@
+"""The coarser levels of an output, each computed block by block from the one below it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from denoizarr.engine.ledger import Ledger
+from denoizarr.engine.runner import Record, Step, run_step
+from denoizarr.geometry.boxes import Box
+from denoizarr.kernels.pooling import mean_pool
+from denoizarr.stores.sources import open_array
+
+from .layout import OutputLayout
+from .output import open_level, write_box
+
+_BATCH_VOXELS = 8 * 2**20  # of the level being written: about a second of work
+
+
+@dataclass(frozen=True, slots=True)
+class PyramidSpec:
+    """What a task needs to compute blocks of one level."""
+
+    layout: OutputLayout
+    level: int
+
+
+def write_level_block(spec: PyramidSpec, block: int) -> Record:
+    """Compute one write unit of a level from the level below, which is complete."""
+    level = spec.layout.levels[spec.level]
+    box = level.write_units.box(block)
+    below = spec.layout.levels[spec.level - 1]
+    source = Box(
+        tuple(a * f for a, f in zip(box.start, level.factors, strict=True)),
+        tuple(min(b * f, n) for b, f, n in zip(box.stop, level.factors, below.shape, strict=True)),
+    )
+    values = open_array(spec.layout.url, below.path)[source.slices]
+    return write_box(open_level(spec.layout, level), box, mean_pool(values, level.factors))
+
+
+def build_pyramid(
+    layout: OutputLayout, ledger: Ledger, *, client: Any = None, threads: int = 1, progress: bool = True
+) -> list[Record]:
+    """Write levels 1 and up, one after the other. Returns their batch records."""
+    records: list[Record] = []
+    for number in range(1, len(layout.levels)):
+        units = layout.levels[number].write_units
+        step = Step(
+            f"level-{number}",
+            write_level_block,
+            PyramidSpec(layout, number),
+            len(units),
+            blocks_per_batch(units.box(0).size),
+        )
+        label = f"pyramid level {number}"
+        records += run_step(step, ledger=ledger, client=client, threads=threads, progress=progress, label=label)
+    return records
+
+
+def blocks_per_batch(block_voxels: int, batch_voxels: int = _BATCH_VOXELS) -> int:
+    """Return how many blocks make one task: a function of their size alone, so that the partition is fixed."""
+    return max(batch_voxels // max(block_voxels, 1), 1)

@@ -1,0 +1,139 @@
+"""Write a whole image as a finished OME-Zarr, through the engine: bounded in memory, resumable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from denoizarr.engine.runner import Record, Step, run_step
+from denoizarr.engine.summary import RunSummary, summarise
+from denoizarr.stores import locations
+from denoizarr.stores.images import ImageLike, as_image, reader_of
+from denoizarr.stores.sources import ImageReader
+
+from .layout import OutputLayout, plan_layout
+from .output import begin_output, finish_output, open_level, write_box
+from .pyramid import blocks_per_batch, build_pyramid
+
+
+@dataclass(frozen=True, slots=True)
+class CopySpec:
+    """What a task needs to copy blocks: the reader travels as its source."""
+
+    reader: ImageReader
+    layout: OutputLayout
+
+
+def copy_block(spec: CopySpec, block: int) -> Record:
+    """Copy one write unit of the finest level."""
+    level = spec.layout.levels[0]
+    box = level.write_units.box(block)
+    values = spec.reader.read(box).astype(spec.layout.dtype, copy=False)
+    return write_box(open_level(spec.layout, level), box, values)
+
+
+def save_image(
+    image: ImageLike,
+    url: str | Path,
+    *,
+    ome_version: str = "0.5",
+    chunks: Sequence[int] | None = None,
+    shards: Sequence[int] | None = None,
+    levels: int | None = None,
+    overwrite: bool = False,
+    client: Any = None,
+) -> RunSummary:
+    """Write an image as an OME-Zarr pyramid.
+
+    Parameters
+    ----------
+    image : str, Path, zarr.Array, DataArray, dask or numpy array
+        2D is (y, x), 3D (z, y, x). Scale and units come from the coordinates of a ``DataArray``.
+    url : str or Path
+        The destination; its ledger lies beside it.
+    ome_version : {"0.5", "0.4"}
+    chunks, shards : sequence of int, optional
+        One int per dim of the image, in voxels. Default: planes of 512 x 512 in shards of up to 2048 x 2048.
+    levels : int, optional
+        Default: until max(y, x) <= 256.
+    overwrite : bool
+        Delete what lies at the destination first.
+    client : distributed.Client, optional
+        Only for an image that workers can read from its store.
+
+    Returns
+    -------
+    RunSummary
+
+    Raises
+    ------
+    OutputExists, LedgerMismatch, MisalignedGrid, BadRequest, MissingChunk, NoSpace
+    """
+    opened = as_image(image)
+    reader = reader_of(opened)
+    destination = locations.join(url)
+    scale, translation, units = world_of(opened)
+    ome = opened.attrs.get("ome", {}) if isinstance(opened.attrs.get("ome", {}), dict) else {}
+    layout = plan_layout(
+        destination,
+        dims=reader.dims,
+        shape=reader.shape,
+        dtype=reader.dtype,
+        scale=scale,
+        translation=translation,
+        units=units,
+        ome_version=ome_version,
+        chunks=chunks,
+        shards=shards,
+        levels=levels,
+        name=str(opened.name or ""),
+        omero=ome.get("omero"),
+    )
+    return copy_image(reader, layout, overwrite=overwrite, client=client)
+
+
+def copy_image(
+    reader: ImageReader,
+    layout: OutputLayout,
+    *,
+    overwrite: bool = False,
+    client: Any = None,
+    threads: int = 1,
+    progress: bool = False,
+    changes: tuple[str, ...] = (),
+) -> RunSummary:
+    """Copy what ``reader`` reads into the output of this layout, build its pyramid and mark it finished."""
+    started = time.monotonic()
+    ledger = begin_output(layout, {"kind": "copy", "input": reader.identity}, overwrite=overwrite)
+    units = layout.levels[0].write_units
+    step = Step("level-0", copy_block, CopySpec(reader, layout), len(units), blocks_per_batch(units.box(0).size))
+    records = run_step(step, ledger=ledger, client=client, threads=threads, progress=progress, label="copy")
+    records += build_pyramid(layout, ledger, client=client, threads=threads, progress=progress)
+    finish_output(layout)
+    return summarise(layout.url, records, seconds=time.monotonic() - started, changes=changes)
+
+
+def world_of(image: xr.DataArray) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str | None, ...]]:
+    """Return scale, translation and unit of every dim, from the coordinates; voxels where there are none."""
+    scale, translation, units = [], [], []
+    for dim in image.dims:
+        coordinate = image.coords.get(dim)
+        values = np.asarray(coordinate.values, float) if coordinate is not None and coordinate.dtype.kind in "uif" else None
+        attrs = {} if coordinate is None else coordinate.attrs
+        if values is None or values.size == 0:
+            scale.append(1.0)
+            translation.append(0.0)
+        else:
+            # The spacing as opened is exact where the slice kept every voxel; differences of floats are not.
+            step = float(attrs.get("spacing", 1.0))
+            apart = float(values[-1] - values[0]) / (values.size - 1) if values.size > 1 else step
+            scale.append(step if np.isclose(apart, step, rtol=1e-6) else apart)
+            translation.append(float(values[0]))
+        units.append(None if attrs.get("units") is None else str(attrs["units"]))
+    return tuple(scale), tuple(translation), tuple(units)

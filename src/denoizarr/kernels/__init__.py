@@ -1,0 +1,1 @@
+"""Pure maths: arrays in, arrays out. No I/O, clock, logging or global state."""

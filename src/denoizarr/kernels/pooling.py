@@ -1,0 +1,40 @@
+"""Block means: the step from one pyramid level to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def mean_pool(values: NDArray[Any], factors: Sequence[int]) -> NDArray[Any]:
+    """Return the mean over boxes of ``factors`` voxels; a box cut by the far end is the mean of what is there.
+
+    Parameters
+    ----------
+    values : ndarray of any real dtype
+    factors : sequence of int
+        One per axis, in voxels.
+
+    Returns
+    -------
+    ndarray
+        Shape ``ceil(shape / factors)``, dtype as given; integers rounded half to even, never wrapped.
+    """
+    sums = values.astype(np.float64)
+    counts = np.ones((1,) * values.ndim)
+    for axis, factor in enumerate(factors):
+        if factor == 1:
+            continue
+        starts = np.arange(0, values.shape[axis], factor)
+        sums = np.add.reduceat(sums, starts, axis=axis)
+        present = np.minimum(starts + factor, values.shape[axis]) - starts
+        counts = counts * present.reshape([-1 if a == axis else 1 for a in range(values.ndim)])
+    means = sums / counts
+    if values.dtype.kind in "ui":
+        return np.rint(means).astype(values.dtype)
+    if values.dtype.kind == "b":
+        return means >= 0.5
+    return means.astype(values.dtype)

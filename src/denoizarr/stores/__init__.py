@@ -1,0 +1,1 @@
+"""The only package that touches bytes: locations, images, records and foreign files."""

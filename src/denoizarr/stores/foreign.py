@@ -1,0 +1,282 @@
+"""Images in other formats, read box by box: TIFF (one file, multi-page, OME, ImageJ, or a folder of planes), PNG, npy."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+import numpy as np
+import tifffile
+import zarr
+
+from denoizarr.errors import BadRequest, CorruptChunk, ImageNotFound, MetadataError, UnsupportedStore
+from denoizarr.geometry.boxes import Box
+from denoizarr.geometry.grids import Grid
+
+from . import locations
+from .ome_zarr import DIMS
+from .sources import Array, ImageReader
+
+Kind = Literal["tiff", "png", "npy"]
+_KINDS: dict[str, Kind] = {".tif": "tiff", ".tiff": "tiff", ".btf": "tiff", ".png": "png", ".npy": "npy"}
+_OME_UNITS = {"µm": "micrometer", "um": "micrometer", "micron": "micrometer", "nm": "nanometer", "mm": "millimeter",
+              "cm": "centimeter", "m": "meter", "pm": "picometer", "Å": "angstrom"}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignSource:
+    """One file, or several of one shape stacked along a new first axis.
+
+    Attributes
+    ----------
+    paths : tuple of str
+        In stacking order.
+    kind : {"tiff", "png", "npy"}
+    axes : tuple of str
+        One name per axis of the stack, in stored order, the stacking axis first where there are several files.
+    shape : tuple of int
+        Of the stack, in stored order.
+    dtype : str
+    sizes : tuple of int
+        Bytes of every file: part of the identity of a conversion.
+    """
+
+    paths: tuple[str, ...]
+    kind: Kind
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignMetadata:
+    """World coordinates that a foreign file states; empty where it states none."""
+
+    scale: dict[str, float]
+    units: dict[str, str]
+
+
+def is_foreign(url: str | Path) -> bool:
+    """Tell whether the path names a foreign file, a folder of them or a glob that matches some."""
+    path = locations.local_path(url)
+    if path.suffix.lower() in _KINDS:
+        return True
+    if path.is_dir() and not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zarray")):
+        return any(p.suffix.lower() in _KINDS for p in path.iterdir())
+    return False
+
+
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+    """Return a sort key under which plane2 comes before plane10."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def find_files(sources: Sequence[str | Path]) -> list[str]:
+    """Return the files that paths, folders and globs name, in natural order within each.
+
+    Raises
+    ------
+    ImageNotFound, UnsupportedStore
+    """
+    found: list[str] = []
+    for source in sources:
+        path = locations.local_path(source)
+        if path.is_dir():
+            here = [str(p) for p in path.iterdir() if p.suffix.lower() in _KINDS]
+        elif path.exists():
+            here = [str(path)]
+        else:
+            here = glob.glob(str(path))
+        if not here:
+            raise ImageNotFound("no image files here", where=str(source), remedy="check the path or pattern")
+        found += sorted(here, key=natural_order)
+    suffixes = {Path(name).suffix.lower() for name in found}
+    unknown = sorted(suffixes - _KINDS.keys())
+    if unknown:
+        raise UnsupportedStore("files of a kind that is not read here", where=found[0], got=", ".join(unknown), expected=", ".join(_KINDS))
+    if len({_KINDS[suffix] for suffix in suffixes}) > 1:
+        raise BadRequest("files of several kinds", got=", ".join(sorted(suffixes)), remedy="name files of one kind")
+    return found
+
+
+def describe_foreign(sources: Sequence[str | Path], axes: str | None = None) -> tuple[ForeignSource, ForeignMetadata]:
+    """Find the files, check that they make one image, and read their metadata; no voxels are read.
+
+    Parameters
+    ----------
+    sources : sequence of str or Path
+        Files, folders and globs.
+    axes : str, optional
+        Axis names in stored order, for all axes of the stack, such as "zyx".
+
+    Raises
+    ------
+    ImageNotFound, UnsupportedStore, BadRequest, MetadataError
+    """
+    paths = find_files(sources)
+    kind = _KINDS[Path(paths[0]).suffix.lower()]
+    shape, dtype, stored_axes, metadata = _probe(paths[0], kind)
+    for path in paths[1:]:
+        other_shape, other_dtype, _, _ = _probe(path, kind)
+        if (other_shape, other_dtype) != (shape, dtype):
+            raise BadRequest(
+                "files of a stack differ",
+                where=path,
+                got=f"{other_dtype} {other_shape}",
+                expected=f"{dtype} {shape} as in {Path(paths[0]).name}",
+            )
+    if len(paths) > 1:
+        stacked = next((d for d in ("z", "t", "c") if d not in stored_axes), "")
+        shape, stored_axes = (len(paths), *shape), (stacked, *stored_axes)
+    names = tuple(axes) if axes is not None else stored_axes
+    if len(names) != len(shape) or len(set(names)) != len(names) or not set(names) <= set(DIMS) or not {"y", "x"} <= set(names):
+        raise BadRequest(
+            "axes and files disagree",
+            where=paths[0],
+            got=f"axes {''.join(names)!r} for shape {shape}",
+            expected="one of t, c, z, y, x for every axis",
+            remedy="pass axes in stored order, such as zyx",
+        )
+    sizes = tuple(Path(path).stat().st_size for path in paths)
+    return ForeignSource(tuple(paths), kind, names, shape, dtype, sizes), metadata
+
+
+def _probe(path: str, kind: Kind) -> tuple[tuple[int, ...], str, tuple[str, ...], ForeignMetadata]:
+    """Return shape, dtype, axis names and metadata of one file, from its header."""
+    nothing = ForeignMetadata({}, {})
+    try:
+        if kind == "npy":
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            names = {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}.get(array.ndim, "")
+            found = array.shape, array.dtype.name, tuple(names), nothing
+        elif kind == "png":
+            shape, dtype = _png_header(path)
+            found = shape, dtype, ("y", "x") if len(shape) == 2 else ("y", "x", "c"), nothing
+        else:
+            with tifffile.TiffFile(path) as file:
+                series = file.series[0]
+                found = tuple(series.shape), series.dtype.name, _tiff_axes(series.axes), _tiff_metadata(file)
+    except (ValueError, OSError, tifffile.TiffFileError, KeyError, IndexError) as error:
+        raise MetadataError("the file cannot be read as what its name says", where=path, got=str(error)) from error
+    if np.dtype(found[1]).kind not in "uifb":
+        raise MetadataError("not an image of real numbers", where=path, got=found[1])
+    return found
+
+
+def _png_header(path: str) -> tuple[tuple[int, ...], str]:
+    from PIL import Image
+
+    with Image.open(path) as file:
+        bands = len(file.getbands())
+        # Palettes and 1-bit images decode to grey or RGB; 16-bit grey opens as mode I;16 or I.
+        dtype = "uint16" if file.mode.startswith("I") else "uint8"
+        bands = 3 if file.mode == "P" else bands
+        return ((file.height, file.width) if bands == 1 else (file.height, file.width, bands)), dtype
+
+
+def _tiff_axes(axes: str) -> tuple[str, ...]:
+    """Return our names for tifffile's: S (samples) is c; Q, I, R (pages of unknown meaning) the first free of z, t, c."""
+    names = [{"S": "c"}.get(a, a.lower()) for a in axes]
+    for i, name in enumerate(names):
+        if name not in DIMS:
+            names[i] = next((d for d in ("z", "t", "c") if d not in names), name)
+    return tuple(names)
+
+
+def _tiff_metadata(file: tifffile.TiffFile) -> ForeignMetadata:
+    scale: dict[str, float] = {}
+    units: dict[str, str] = {}
+    if file.is_ome and file.ome_metadata:
+        pixels = ElementTree.fromstring(file.ome_metadata).find(".//{*}Pixels")  # noqa: S314  (expat refuses entity bombs)
+        if pixels is not None:
+            for dim in "xyz":
+                size = pixels.get(f"PhysicalSize{dim.upper()}")
+                if size:
+                    scale[dim] = float(size)
+                    unit = pixels.get(f"PhysicalSize{dim.upper()}Unit", "µm")
+                    units[dim] = _OME_UNITS.get(unit, unit)
+    elif file.is_imagej and file.imagej_metadata:
+        unit = _OME_UNITS.get(str(file.imagej_metadata.get("unit", "")).encode().decode("unicode_escape"))
+        tags = file.pages[0].tags
+        if unit is not None and "XResolution" in tags and "YResolution" in tags:
+            for dim, tag in (("x", "XResolution"), ("y", "YResolution")):
+                pixels_per_unit, one = tags[tag].value
+                if pixels_per_unit:
+                    scale[dim], units[dim] = one / pixels_per_unit, unit
+            if "spacing" in file.imagej_metadata:
+                scale["z"], units["z"] = float(file.imagej_metadata["spacing"]), unit
+    return ForeignMetadata(scale, units)
+
+
+@lru_cache(maxsize=8)
+def open_foreign(source: ForeignSource) -> ImageReader:
+    """Open a foreign image for reading; dims come in the order t, c, z, y, x."""
+    order = tuple(source.axes.index(d) for d in DIMS if d in source.axes)
+    stacked = len(source.paths) > 1
+    shape = tuple(source.shape[i] for i in order)
+    chunk = (1, *_file_chunks(source)) if stacked else _file_chunks(source)
+
+    def fetch(box: Box) -> Array:
+        start, stop = [0] * len(order), [0] * len(order)
+        for axis, a, b in zip(order, box.start, box.stop, strict=True):
+            start[axis], stop[axis] = a, b
+        wanted = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        if stacked:
+            planes = [_read_file(path, source, wanted[1:]) for path in source.paths[wanted[0]]]
+            values = np.stack(planes) if planes else np.empty((0, *source.shape[1:]), source.dtype)
+        else:
+            values = _read_file(source.paths[0], source, wanted)
+        return values.transpose(order)
+
+    return ImageReader(
+        fetch,
+        dims=tuple(d for d in DIMS if d in source.axes),
+        shape=shape,
+        dtype=np.dtype(source.dtype),
+        chunks=tuple(min(chunk[i], source.shape[i]) for i in order),
+        identity={"files": [Path(p).name for p in source.paths], "sizes": list(source.sizes), "axes": "".join(source.axes)},
+        name=source.paths[0] if not stacked else f"{source.paths[0]} and {len(source.paths) - 1} more",
+        source=source,
+        reopen=open_foreign,
+    )
+
+
+def _file_chunks(source: ForeignSource) -> tuple[int, ...]:
+    """Return what one read of a file decodes at least: a page, a strip or a tile of a TIFF."""
+    of_file = source.shape[1:] if len(source.paths) > 1 else source.shape
+    if source.kind == "tiff":
+        with tifffile.TiffFile(source.paths[0]) as file, file.series[0].aszarr(level=0) as store:
+            return tuple(int(n) for n in zarr.open_array(store, mode="r").chunks)
+    return of_file if source.kind == "png" else (*(1,) * (len(of_file) - 2), *of_file[-2:])
+
+
+def _read_file(path: str, source: ForeignSource, wanted: tuple[slice, ...]) -> Array:
+    try:
+        if source.kind == "npy":
+            return np.array(np.load(path, mmap_mode="r", allow_pickle=False)[wanted])
+        if source.kind == "png":
+            return _read_png(path)[wanted]
+        with tifffile.TiffFile(path) as file, file.series[0].aszarr(level=0) as store:
+            return np.asarray(zarr.open_array(store, mode="r")[wanted])
+    except FileNotFoundError as error:
+        raise ImageNotFound("a file of the stack is gone", where=path) from error
+    except (ValueError, OSError, RuntimeError, tifffile.TiffFileError) as error:
+        raise CorruptChunk("the file cannot be decoded", where=path, got=str(error), remedy="restore the file") from error
+
+
+def _read_png(path: str) -> Array:
+    from PIL import Image
+
+    with Image.open(path) as file:
+        picture = file.convert("RGB") if file.mode == "P" else file.convert("L") if file.mode == "1" else file
+        values = np.asarray(picture)
+    return values.astype(np.uint16) if values.dtype.kind == "i" else values
+
+

@@ -1,0 +1,245 @@
+"""Where bytes live: one URL, one object store, the few operations that the rest is built from.
+
+Everything goes through obstore, local disks included: its puts replace an object whole or not at all, its
+``mode="create"`` is a true put-if-absent, and its keys cannot climb out of their store.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.request import pathname2url
+
+import obstore
+import zarr
+from obstore.store import LocalStore
+from zarr.storage import ObjectStore
+
+from denoizarr.errors import (
+    DenoizarrError,
+    ImageNotFound,
+    NoSpace,
+    NotOmeZarr,
+    PermissionDenied,
+    StoreUnavailable,
+    UnsupportedStore,
+)
+
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
+
+
+def redact(url: str) -> str:
+    """Return the URL without user, password, query and fragment, fit for a log or an attribute."""
+    if not _SCHEME.match(url):
+        return url
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def local_path(url: str | Path) -> Path:
+    """Return the absolute path that a path or ``file://`` URL names.
+
+    Raises
+    ------
+    UnsupportedStore
+        The URL has another scheme; object stores are not read or written by this version.
+    """
+    text = str(url)
+    scheme = _SCHEME.match(text)
+    if scheme is None:
+        return Path(text).expanduser().absolute()
+    if scheme[1].lower() != "file":
+        raise UnsupportedStore(
+            "this kind of store is not supported in this version",
+            where=redact(text),
+            got=f"{scheme[1]}://",
+            expected="a path or file:// URL",
+            remedy="copy the image to a local or network disk",
+        )
+    return Path(unquote(urlsplit(text).path)).absolute()
+
+
+def join(url: str | Path, *parts: str) -> str:
+    """Return the path of something below ``url``, with forward slashes, no scheme for local paths."""
+    return str(local_path(url).joinpath(*parts))
+
+
+def as_file_url(url: str | Path) -> str:
+    """Return the ``file://`` URL of a path, percent-encoded."""
+    return "file://" + pathname2url(str(local_path(url)))
+
+
+@contextmanager
+def translated(url: str | Path) -> Iterator[None]:
+    """Turn what a store raises into this package's errors; ours pass through."""
+    where = redact(str(url))
+    try:
+        yield
+    except DenoizarrError:
+        raise
+    except (FileNotFoundError, NotADirectoryError, obstore.exceptions.NotFoundError) as error:
+        raise ImageNotFound("nothing lies here", where=where, remedy="check the path") from error
+    except (PermissionError, obstore.exceptions.PermissionDeniedError, obstore.exceptions.UnauthenticatedError) as error:
+        raise PermissionDenied("the store refuses access", where=where, remedy="check the owner and mode") from error
+    except OSError as error:
+        raise _from_os_error(error, where) from error
+    except obstore.exceptions.BaseError as error:
+        raise _from_message(str(error), where) from error
+
+
+def _from_os_error(error: OSError, where: str) -> DenoizarrError:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return NoSpace("the disk or quota is full", where=where, remedy="free some space and run the same job again")
+    return StoreUnavailable("the store failed", where=where, got=str(error).splitlines()[0])
+
+
+def _from_message(message: str, where: str) -> DenoizarrError:
+    # obstore wraps the operating system's error in text only.
+    if "No space left" in message or "quota" in message:
+        return NoSpace("the disk or quota is full", where=where, remedy="free some space and run the same job again")
+    if "Permission denied" in message or "Read-only file system" in message:
+        return PermissionDenied("the store refuses access", where=where, remedy="check the owner and mode")
+    if "No such file" in message:
+        return ImageNotFound("nothing lies here", where=where, remedy="check the path")
+    return StoreUnavailable("the store failed", where=where, got=(message.splitlines() or [message])[0])
+
+
+@lru_cache(maxsize=256)
+def _store(folder: str, create: bool) -> LocalStore:
+    return LocalStore(folder, mkdir=create)
+
+
+def object_store(url: str | Path, *, create: bool = False) -> LocalStore:
+    """Return the object store rooted at ``url``; ``create`` makes the folder where it is missing."""
+    path = local_path(url)
+    with translated(url):
+        if create:
+            # Not from the cache: the folder may have been deleted since it was opened.
+            path.mkdir(parents=True, exist_ok=True)
+        return _store(str(path), create=False)
+
+
+def zarr_store(url: str | Path, *, create: bool = False) -> ObjectStore[LocalStore]:
+    """Return ``url`` as a Zarr store."""
+    return ObjectStore(object_store(url, create=create), read_only=not create)
+
+
+def open_group(url: str | Path, mode: Literal["r", "a", "w"] = "r", *, zarr_format: Literal[2, 3] = 3) -> zarr.Group:
+    """Open the Zarr group at ``url``: read it, add to it, or begin anew.
+
+    Raises
+    ------
+    ImageNotFound, NotOmeZarr, PermissionDenied, StoreUnavailable
+        ``NotOmeZarr`` where something lies that is no Zarr group.
+    """
+    with translated(url):
+        if mode == "r":
+            try:
+                return zarr.open_group(zarr_store(url), mode="r")
+            except (FileNotFoundError, ValueError, KeyError, ZeroDivisionError, RecursionError, TypeError) as error:
+                raise _no_group(url) from error
+        store = zarr_store(url, create=True)
+        return zarr.open_group(store, mode=mode, zarr_format=zarr_format)
+
+
+def _no_group(url: str | Path) -> DenoizarrError:
+    if not local_path(url).exists():
+        return ImageNotFound("nothing lies here", where=redact(str(url)), remedy="check the path")
+    return NotOmeZarr(
+        "no Zarr group here", where=redact(str(url)), remedy="make one with `denoizarr convert SRC DST.ome.zarr`"
+    )
+
+
+def _split(url: str | Path) -> tuple[Path, str]:
+    path = local_path(url)
+    return path.parent, path.name
+
+
+def get(url: str | Path) -> bytes:
+    """Return the object's bytes; ``ImageNotFound`` where there is none."""
+    folder, name = _split(url)
+    with translated(url):
+        return bytes(obstore.get(object_store(folder), name).bytes())
+
+
+def put(url: str | Path, data: bytes) -> None:
+    """Write the object, replacing it whole: a reader sees the old bytes or the new, never a mixture."""
+    folder, name = _split(url)
+    with translated(url):
+        obstore.put(object_store(folder, create=True), name, data)
+
+
+def create(url: str | Path, data: bytes) -> bool:
+    """Write the object if it is absent; tell whether this call wrote it. Safe between machines."""
+    folder, name = _split(url)
+    with translated(url):
+        try:
+            obstore.put(object_store(folder, create=True), name, data, mode="create")
+        except (FileExistsError, obstore.exceptions.AlreadyExistsError):
+            return False
+    return True
+
+
+def exists(url: str | Path) -> bool:
+    """Tell whether an object or a folder lies at ``url``."""
+    with translated(url):
+        return local_path(url).exists()
+
+
+def is_file(url: str | Path) -> bool:
+    """Tell whether a single object lies at ``url``."""
+    with translated(url):
+        return local_path(url).is_file()
+
+
+def list_names(url: str | Path) -> list[str]:
+    """Return the names of the objects and folders directly below ``url``, sorted; empty where it is absent."""
+    if not exists(url):
+        return []
+    with translated(url):
+        listing = obstore.list_with_delimiter(object_store(url))
+        return sorted([entry["path"] for entry in listing["objects"]] + list(listing["common_prefixes"]))
+
+
+def list_keys(url: str | Path) -> list[str]:
+    """Return the keys of all objects at any depth below ``url``, sorted; empty where it is absent."""
+    if not exists(url):
+        return []
+    with translated(url):
+        return sorted(entry["path"] for batch in obstore.list(object_store(url)) for entry in batch)
+
+
+def delete(url: str | Path) -> None:
+    """Delete one object; nothing happens where there is none."""
+    folder, name = _split(url)
+    with translated(url):
+        if exists(url):
+            obstore.delete(object_store(folder), name)
+
+
+def delete_prefix(url: str | Path) -> None:
+    """Delete all objects below ``url``, and the empty folders that a local disk would keep."""
+    if not exists(url):
+        return
+    store = object_store(url)
+    with translated(url):
+        for batch in obstore.list(store):
+            obstore.delete(store, [entry["path"] for entry in batch])
+        root = local_path(url)
+        for folder in sorted((p for p in root.rglob("*") if p.is_dir()), reverse=True):
+            folder.rmdir()
+        root.rmdir()
+
+
+def stored_bytes(url: str | Path) -> int:
+    """Return the size of all objects below ``url``, in bytes."""
+    if not exists(url):
+        return 0
+    with translated(url):
+        return sum(entry["size"] for batch in obstore.list(object_store(url)) for entry in batch)

@@ -1,0 +1,247 @@
+"""Where the voxels of an image can be read again, on any machine, and the reader that does it.
+
+A task never gets an array: it gets an ``ImageSource``, a few strings and integers, and opens it itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from denoizarr.errors import BadRequest, CorruptChunk, DenoizarrError, ImageNotFound, MetadataError, NotOmeZarr
+from denoizarr.geometry.boxes import Box
+from denoizarr.geometry.grids import Grid
+
+from . import locations
+from .ome_zarr import DIMS
+from .records import digest
+from .strict import Missing, StrictStore, absent_chunks, missing_chunk
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """One array in one store, or a box of it.
+
+    Attributes
+    ----------
+    url : str
+        The Zarr store, redacted: never with credentials.
+    path : str
+        The array's path below it; empty where the store is the array.
+    stored_dims : tuple of str
+        Axis names as stored.
+    missing : {"error", "fill"}
+        What an absent chunk means.
+    box : Box or None
+        The part that this image is, along ``dims`` of the whole array; None for all of it.
+    dropped : tuple of str
+        Dims of length one that the image no longer has (``isel(z=3)``).
+    """
+
+    url: str
+    path: str
+    stored_dims: tuple[str, ...]
+    missing: Missing = "error"
+    box: Box | None = None
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def stored_order(self) -> tuple[str, ...]:
+        """Dims of the whole array in the order t, c, z, y, x."""
+        return tuple(d for d in DIMS if d in self.stored_dims)
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Dims of the image, in the order t, c, z, y, x."""
+        return tuple(d for d in self.stored_order if d not in self.dropped)
+
+
+class ImageReader:
+    """Reads boxes of an image as numpy arrays, in the order t, c, z, y, x of the dims that exist.
+
+    Thread-safe. Intensities are raw.
+
+    Attributes
+    ----------
+    dims, shape, dtype
+        Of the image.
+    chunks : tuple of int
+        The unit of decoding along every dim, in voxels.
+    identity : dict
+        JSON-able; equal for the same bytes-to-be-read, different for another image.
+    name : str
+        Short, for messages.
+    source : ImageSource, ForeignSource or None
+        None where the image exists only in this process.
+    """
+
+    def __init__(
+        self,
+        fetch: Callable[[Box], Array],
+        *,
+        dims: tuple[str, ...],
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        chunks: tuple[int, ...],
+        identity: dict[str, Any],
+        name: str,
+        source: Any = None,
+        reopen: Callable[[Any], ImageReader] | None = None,
+        absent: Callable[[Box], list[str]] | None = None,
+    ) -> None:
+        self._fetch = fetch
+        self._reopen = reopen or open_source
+        self._absent = absent
+        self.dims, self.shape, self.dtype, self.chunks = dims, shape, dtype, chunks
+        self.identity, self.name, self.source = identity, name, source
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{d}: {n}" for d, n in zip(self.dims, self.shape, strict=True))
+        return f"ImageReader({self.name!r}, {sizes}, {self.dtype})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as the source: opened again where it arrives, without array, handle or credentials."""
+        if self.source is None:
+            raise BadRequest(
+                "an image that exists only in this process cannot be read by a worker",
+                where=self.name,
+                remedy="save it first with save_image, then pass its URL",
+            )
+        return self._reopen, (self.source,)
+
+    def read(self, box: Box) -> Array:
+        """Return the voxels of ``box``.
+
+        Raises
+        ------
+        MissingChunk, CorruptChunk, StoreUnavailable, PermissionDenied
+        """
+        if len(box.start) != len(self.shape) or not Box.whole(self.shape).contains(box):
+            raise BadRequest("a box outside the image", where=self.name, got=box, expected=f"within {self.shape}")
+        return self._fetch(box)
+
+    def absent_in(self, box: Box) -> list[str]:
+        """Return the names of the chunks in ``box`` that the store lacks; empty for images in memory."""
+        return self._absent(box) if self._absent is not None else []
+
+
+@lru_cache(maxsize=64)
+def open_source(source: ImageSource) -> ImageReader:
+    """Open a source for reading; once per process."""
+    array = open_array(source.url, source.path, source.missing)
+    if len(source.stored_dims) != array.ndim:
+        raise MetadataError(
+            "axes and array disagree",
+            where=f"{source.url}/{source.path}",
+            got=f"{array.ndim} array axes",
+            expected=f"one for each of {', '.join(source.stored_dims)}",
+        )
+    return reader_of_array(array, source)
+
+
+def reader_of_array(array: zarr.Array[Any], source: ImageSource, *, reopenable: bool = True) -> ImageReader:
+    """Return the reader of an open array; ``source`` says which axes and box of it."""
+    order = tuple(source.stored_dims.index(d) for d in source.stored_order)
+    kept = [i for i, d in enumerate(source.stored_order) if d not in source.dropped]
+    whole_shape = tuple(int(array.shape[i]) for i in order)
+    base = source.box or Box.whole(whole_shape)
+    where = f"{source.url}/{source.path}".rstrip("/")
+
+    def stored(box: Box) -> Box:
+        """Turn a box of the image into the box of the stored array."""
+        start, stop = list(base.start), list(base.stop)
+        for axis, a, b in zip(kept, box.start, box.stop, strict=True):
+            start[axis], stop[axis] = base.start[axis] + a, base.start[axis] + b
+        back = tuple(order.index(i) for i in range(len(order)))
+        return Box(tuple(start[i] for i in back), tuple(stop[i] for i in back))
+
+    def fetch(box: Box) -> Array:
+        with locations.translated(where):
+            if array.shards is not None and source.missing == "error":
+                # A plain chunk that is absent raises in the store; one inside a shard would read as fill.
+                for key in absent_chunks(array, stored(box)):
+                    raise missing_chunk(where, key)
+            try:
+                values = np.asarray(array[stored(box).slices])
+            except (DenoizarrError, FileNotFoundError, PermissionError):
+                raise
+            except (ValueError, RuntimeError, TypeError, MemoryError) as error:
+                raise CorruptChunk(
+                    "a chunk cannot be decoded", where=f"{where} {box.slices}", got=str(error), remedy="restore the chunk"
+                ) from error
+        values = values.transpose(order)
+        return values.reshape(box.shape)
+
+    def absent(box: Box) -> list[str]:
+        with locations.translated(where):
+            return list(absent_chunks(array, stored(box)))
+
+    identity: dict[str, Any] = {
+        "url": source.url,
+        "path": source.path,
+        "metadata": digest(_json_metadata(array)),
+        "box": None if source.box is None else [list(source.box.start), list(source.box.stop)],
+    }
+    return ImageReader(
+        fetch,
+        dims=source.dims,
+        shape=tuple(base.shape[i] for i in kept),
+        dtype=np.dtype(array.dtype),
+        chunks=tuple(int(array.chunks[order[i]]) for i in kept),
+        identity=identity,
+        name=where,
+        source=source if reopenable else None,
+        absent=absent,
+    )
+
+
+def chunk_grid(reader: ImageReader) -> Grid:
+    """Return the grid of decoding units over the image."""
+    return Grid(reader.shape, tuple(min(c, n) for c, n in zip(reader.chunks, reader.shape, strict=True)))
+
+
+def open_array(url: str, path: str = "", missing: Missing = "error") -> zarr.Array[Any]:
+    """Open an array for reading through the strict store.
+
+    Raises
+    ------
+    ImageNotFound, NotOmeZarr, MetadataError
+    """
+    where = f"{url}/{path}".rstrip("/")
+    store = StrictStore(locations.zarr_store(url), locations.redact(url), missing)
+    with locations.translated(where):
+        try:
+            array = zarr.open_array(store, path=path, mode="r")
+        except FileNotFoundError as error:
+            if locations.exists(where):
+                raise NotOmeZarr("no Zarr array here", where=where) from error
+            raise ImageNotFound("nothing lies here", where=where, remedy="check the path") from error
+        except (ValueError, KeyError, TypeError, ZeroDivisionError, RecursionError, AttributeError) as error:
+            raise MetadataError("the array's metadata are not valid", where=where, got=repr(error)) from error
+    if array.dtype.kind not in "uifb":
+        raise MetadataError("not an array of real numbers", where=where, got=array.dtype, expected="integers or floats")
+    if 0 in array.shape:
+        raise MetadataError("an array without voxels", where=where, got=array.shape)
+    return array
+
+
+def with_box(source: ImageSource, box: Box, dropped: tuple[str, ...]) -> ImageSource:
+    """Return the part ``box`` of a whole source, ``dropped`` being its dims that the image lost."""
+    return replace(source, box=box, dropped=dropped)
+
+
+def _json_metadata(array: zarr.Array[Any]) -> dict[str, Any]:
+    import json
+
+    data = json.loads(json.dumps(array.metadata.to_dict(), default=str))
+    # Attributes may change without a voxel changing.
+    data.pop("attributes", None)
+    return dict(data)

@@ -1,0 +1,144 @@
+"""Reads that refuse to invent voxels: an absent chunk is an error or is counted, never silently filled.
+
+Zarr reads an absent chunk as the fill value. In a plain array that is a missing object; in a sharded array
+it may also be an inner chunk that the shard's index marks as empty.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.abc.store import ByteRequest, Store, SuffixByteRequest
+from zarr.codecs import ShardingCodec
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import WrapperStore
+
+from denoizarr.errors import CorruptChunk, MissingChunk
+from denoizarr.geometry.boxes import Box
+from denoizarr.geometry.grids import Grid
+
+_METADATA = frozenset({"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"})
+_EMPTY = 2**64 - 1  # offset and length of an inner chunk that a shard does not hold (Zarr v3 sharding codec)
+
+Missing = Literal["error", "fill"]
+
+
+class StrictStore(WrapperStore[Store]):
+    """A Zarr store whose absent chunks raise ``MissingChunk``, or are noted in ``absent`` when filled.
+
+    For readers only: zarr's sharded writer reads a shard before it writes it, absent or not.
+    """
+
+    def __init__(self, store: Store, where: str, missing: Missing = "error") -> None:
+        super().__init__(store)
+        self.where = where
+        self.missing = missing
+        self.absent: set[str] = set()
+        self.held: dict[str, NDArray[np.bool_] | None] = {}  # which inner chunks each shard seen so far has
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return the object's bytes; a chunk that is absent is an error or is noted."""
+        value = await super().get(key, prototype or default_buffer_prototype(), byte_range)
+        if value is None and key.rsplit("/", 1)[-1] not in _METADATA:
+            self.absent.add(key)
+            if self.missing == "error":
+                raise missing_chunk(self.where, key)
+        return value
+
+
+def missing_chunk(where: str, key: str) -> MissingChunk:
+    """Return the error for an absent chunk, naming store and key."""
+    return MissingChunk(
+        "the store lacks a chunk",
+        where=f"{where}/{key}",
+        remedy='restore it, or read with missing="fill" to use the fill value and count it',
+    )
+
+
+def write_unit(array: zarr.Array[Any]) -> tuple[int, ...]:
+    """Return the smallest box, in voxels, that one task may write: the shard, else the chunk."""
+    return tuple(array.shards or array.chunks)
+
+
+def chunk_key(array: zarr.Array[Any], index: tuple[int, ...]) -> str:
+    """Return the store key of the write unit at this position on the array's grid."""
+    name = array.metadata.encode_chunk_key(index)
+    return f"{array.path}/{name}" if array.path else name
+
+
+def absent_chunks(array: zarr.Array[Any], box: Box) -> Iterator[str]:
+    """Yield a name for every chunk inside ``box`` that the store lacks, inner chunks of shards included.
+
+    Reads no voxels: one existence check or one shard index for each write unit, and the index only once.
+    """
+    strict = array.store if isinstance(array.store, StrictStore) else StrictStore(array.store, str(array.store))
+    units = Grid(tuple(array.shape), write_unit(array))
+    for number in units.covering(box):
+        index = units.index(number)
+        key = chunk_key(array, index)
+        if array.shards is None:
+            if not sync(strict.exists(key)):
+                yield key
+            continue
+        if key not in strict.held:
+            strict.held[key] = _shard_index(array, strict, key)
+        held = strict.held[key]
+        if held is None:
+            yield key
+            continue
+        origin = units.box(number).start
+        for inner in itertools.product(*(range(n) for n in held.shape)):
+            start = tuple(o + i * c for o, i, c in zip(origin, inner, array.chunks, strict=True))
+            chunk = Box(start, tuple(a + c for a, c in zip(start, array.chunks, strict=True)))
+            if not held[inner] and chunk.overlaps(box) and chunk.overlaps(Box.whole(array.shape)):
+                yield f"{key}#{','.join(map(str, inner))}"
+
+
+def _shard_index(array: zarr.Array[Any], strict: StrictStore, key: str) -> NDArray[np.bool_] | None:
+    """Return which inner chunks a shard holds, shaped as its grid of chunks; None where the shard is absent."""
+    assert array.shards is not None
+    counts = tuple(s // c for s, c in zip(array.shards, array.chunks, strict=True))
+    n_bytes = 16 * int(np.prod(counts)) + 4  # (offset, length) as little-endian uint64 each, then a crc32c
+    if not _has_standard_index(array):
+        # A foreign layout: what it holds cannot be told without decoding it, so nothing is claimed.
+        return np.ones(counts, bool) if sync(strict.exists(key)) else None
+    prototype = default_buffer_prototype()
+    tail = sync(WrapperStore.get(strict, key, prototype, SuffixByteRequest(n_bytes)))
+    if tail is None:
+        return None
+    data = tail.to_bytes()
+    if len(data) != n_bytes:
+        raise CorruptChunk("a shard is shorter than its own index", where=key, got=len(data), expected=f"{n_bytes} bytes")
+    pairs = np.frombuffer(data[:-4], "<u8").reshape(-1, 2)
+    _check_crc32c(data, key)
+    return (pairs[:, 0] != _EMPTY).reshape(counts)
+
+
+def _has_standard_index(array: zarr.Array[Any]) -> bool:
+    codecs = getattr(array.metadata, "codecs", ())
+    return any(
+        isinstance(codec, ShardingCodec)
+        and str(codec.index_location.value) == "end"
+        and [type(c).__name__ for c in codec.index_codecs] == ["BytesCodec", "Crc32cCodec"]
+        for codec in codecs
+    )
+
+
+def _check_crc32c(data: bytes, key: str) -> None:
+    import google_crc32c  # zarr's own dependency for its crc32c codec
+
+    expected = struct.unpack("<I", data[-4:])[0]
+    got = google_crc32c.value(data[:-4])
+    if got != expected:
+        raise CorruptChunk(
+            "the index of a shard fails its checksum", where=key, got=f"{got:08x}", expected=f"{expected:08x}"
+        )

@@ -32,7 +32,13 @@ class DenoizarrError(Exception):
     exit_status: ClassVar[int] = 1
 
     def __init__(
-        self, what: str, *, where: str | None = None, got: Any = None, expected: Any = None, remedy: str | None = None
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        got: Any = None,
+        expected: Any = None,
+        remedy: str | None = None,
     ) -> None:
         self.what, self.where, self.got, self.expected, self.remedy = what, where, got, expected, remedy
         parts = [what]

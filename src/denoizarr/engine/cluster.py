@@ -77,6 +77,7 @@ def open_client(settings: ClusterSettings, *, at_most: int | None = None) -> Ite
         if workers < 1:
             raise BadRequest("a cluster needs a worker", got=workers, expected="1 or more")
         with (
+            _quiet(),
             LocalCluster(
                 n_workers=max(min(workers, at_most or workers), 1),
                 threads_per_worker=1,
@@ -86,17 +87,35 @@ def open_client(settings: ClusterSettings, *, at_most: int | None = None) -> Ite
                 memory_limit=settings.memory_limit_bytes,
                 silence_logs=logging.ERROR,
             ) as cluster,
-            Client(cluster) as client,
+            # Not the default of every .compute(): an image that only this process has would be sent there.
+            Client(cluster, set_as_default=False) as client,
         ):
             _LOG.info("%d local workers, dashboard at %s", len(client.nthreads()), cluster.dashboard_link)
             yield client
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep a cluster that begins and ends with a job from narrating both; its errors still show."""
+    logger = logging.getLogger("distributed")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("distributed."):
+            logging.getLogger(name).setLevel(logging.NOTSET)  # distributed gives some of them levels of their own
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _existing(settings: ClusterSettings) -> Iterator[Client]:
     if not settings.address:
-        raise BadRequest("cluster kind address needs an address", where="cluster.address", expected="tcp://host:port")
+        raise BadRequest(
+            "cluster kind address needs an address", where="cluster.address", expected="tcp://host:port"
+        )
     try:
-        client = Client(settings.address, timeout="30s")
+        client = Client(settings.address, timeout="30s", set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise ClusterLost("no scheduler answers", where=settings.address, got=str(error)) from error
     with client:

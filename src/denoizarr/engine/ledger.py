@@ -12,12 +12,14 @@ Keys are deterministic, so nothing is ever listed; records are put if absent, so
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from denoizarr.errors import ImageNotFound, LedgerMismatch
 from denoizarr.stores import locations, records
 
+_NOTHING = object()
 FORMAT = 1  # of the ledger and of what its identity covers; part of every job's identity
 
 
@@ -45,7 +47,8 @@ class Ledger:
         LedgerMismatch
             It belongs to another job; the message names what differs.
         """
-        body = {"format": FORMAT, "identity": identity}
+        # As it comes back from its file: tuples are lists there, and keys are text.
+        body = json.loads(records.canonical({"format": FORMAT, "identity": identity}))
         key = locations.join(url, "job.json")
         if not records.create_json(key, body):
             found = records.read_json(key)
@@ -74,8 +77,22 @@ class Ledger:
         except ImageNotFound:
             return None
         if record.get("job") != self.job:
-            raise LedgerMismatch("a record of another job", where=self._key(step, batch), remedy="delete the ledger and the output")
+            raise LedgerMismatch(
+                "a record of another job",
+                where=self._key(step, batch),
+                remedy="delete the ledger and the output",
+            )
         return record
+
+    def holds(self, step: str, n_batches: int) -> bool:
+        """Tell whether every batch of a step has its record."""
+        return all(locations.is_file(self._key(step, batch)) for batch in range(n_batches))
+
+    def forget(self) -> None:
+        """Delete all records: what they vouch for is gone. The claim stays."""
+        for name in locations.list_names(self.url):
+            if not locations.is_file(locations.join(self.url, name)):
+                locations.delete_prefix(locations.join(self.url, name))
 
     def put(self, step: str, batch: int, record: dict[str, Any]) -> None:
         """Record a batch as done; the first record of a batch stays."""
@@ -88,6 +105,10 @@ def _differences(a: Any, b: Any, path: str = "") -> list[str]:
         return [
             name
             for key in a.keys() | b.keys()
-            for name in _differences(a.get(key), b.get(key), f"{path}.{key}".removeprefix(".identity").strip("."))
+            for name in _differences(
+                a.get(key, _NOTHING),
+                b.get(key, _NOTHING),
+                f"{path}.{key}".removeprefix(".identity").strip("."),
+            )
         ]
     return [] if a == b else [path]

@@ -66,7 +66,9 @@ class Progress:
     def _is_time(self) -> bool:
         waited = time.monotonic() - self._said
         tenth = self.done - self._said_at >= max(self.total / 10, 1)
-        return self.done >= self.total or (tenth and waited >= _SHORTEST_SECONDS) or waited >= _LONGEST_SECONDS
+        return (
+            self.done >= self.total or (tenth and waited >= _SHORTEST_SECONDS) or waited >= _LONGEST_SECONDS
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -8,6 +8,7 @@ it does not depend on who works.
 from __future__ import annotations
 
 import logging
+import pickle
 import resource
 import sys
 import time
@@ -118,13 +119,21 @@ def run_step(
     Raises
     ------
     BadData, BadRequest, ...
-        What a block raised, where every failed block raised the same kind of our own errors.
+        What the first failed block raised, where all of them raised the same class of our own errors, or
+        all found the request or the data bad (exit status 2).
     BlockFailed
         Blocks failed for reasons of several kinds, or for one that is not ours; the others are done.
     ClusterLost
         The workers or the scheduler went away.
     """
-    done = {} if ledger is None else {b: r for b in range(step.n_batches) if (r := ledger.get(step.name, b)) is not None}
+    if client is not None:
+        # Here, because distributed would hide our own error ("save it first") in a TypeError of its own.
+        pickle.dumps(step.spec)
+    done = (
+        {}
+        if ledger is None
+        else {b: r for b in range(step.n_batches) if (r := ledger.get(step.name, b)) is not None}
+    )
     todo = [batch for batch in range(step.n_batches) if batch not in done]
     records: dict[int, Record] = {batch: {**record, "skipped": True} for batch, record in done.items()}
     failures: dict[int, BaseException] = {}
@@ -197,9 +206,15 @@ def _error_of(future: Future[Record]) -> BaseException | None:
         error = cancelled
     if error is None or isinstance(error, DenoizarrError):
         return error
-    if isinstance(error, CancelledError) or type(error).__name__ in {"KilledWorker", "NoValidWorkerError", "FutureCancelledError"}:
+    if isinstance(error, CancelledError) or type(error).__name__ in {
+        "KilledWorker",
+        "NoValidWorkerError",
+        "FutureCancelledError",
+    }:
         return ClusterLost(
-            "the Dask cluster went away", got=str(error) or type(error).__name__, remedy="run the same job again to resume"
+            "the Dask cluster went away",
+            got=str(error) or type(error).__name__,
+            remedy="run the same job again to resume",
         )
     return error
 
@@ -207,6 +222,8 @@ def _error_of(future: Future[Record]) -> BaseException | None:
 def _summary_of(step: Step, failures: dict[int, BaseException]) -> BaseException:
     first = failures[min(failures)]
     if isinstance(first, DenoizarrError) and len({type(f) for f in failures.values()}) == 1:
+        return first
+    if all(getattr(f, "exit_status", 1) == 2 for f in failures.values()):
         return first
     error = BlockFailed(
         f"{len(failures)} of {step.n_batches} batches failed",

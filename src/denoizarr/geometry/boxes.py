@@ -23,7 +23,9 @@ class Box:
 
     def __post_init__(self) -> None:
         assert len(self.start) == len(self.stop), "a box needs as many starts as stops"
-        assert all(a <= b for a, b in zip(self.start, self.stop, strict=True)), f"{self} ends before it starts"
+        assert all(a <= b for a, b in zip(self.start, self.stop, strict=True)), (
+            f"{self} ends before it starts"
+        )
 
     @classmethod
     def whole(cls, shape: Sequence[int]) -> Box:

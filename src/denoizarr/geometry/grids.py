@@ -79,7 +79,8 @@ class Grid:
         if inside.size == 0:
             return
         ranges = [
-            range(a // s, ceil_div(b, s)) for a, b, s in zip(inside.start, inside.stop, self.step, strict=True)
+            range(a // s, ceil_div(b, s))
+            for a, b, s in zip(inside.start, inside.stop, self.step, strict=True)
         ]
         inner = Grid(tuple(len(r) for r in ranges), (1,) * len(ranges))
         for i in range(len(inner)):

@@ -65,7 +65,9 @@ def tile_for(valid: Box, shape: Sequence[int], halo: Sequence[int], stride: Sequ
     """
     padded = padded_shape(shape, stride)
     start = tuple(max((a - h) // s * s, 0) for a, h, s in zip(valid.start, halo, stride, strict=True))
-    stop = tuple(min(round_up(b + h, s), n) for b, h, s, n in zip(valid.stop, halo, stride, padded, strict=True))
+    stop = tuple(
+        min(round_up(b + h, s), n) for b, h, s, n in zip(valid.stop, halo, stride, padded, strict=True)
+    )
     return Tile(valid, Box(start, stop))
 
 

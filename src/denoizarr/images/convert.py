@@ -15,7 +15,7 @@ from denoizarr.stores.foreign import describe_foreign, is_foreign, open_foreign
 from denoizarr.stores.images import as_image, reader_of
 
 from .layout import plan_layout
-from .save import copy_image, world_of
+from .save import copy_image, omero_of, world_of
 
 _DEFAULT_UNIT = {"x": "micrometer", "y": "micrometer", "z": "micrometer", "t": "second"}
 
@@ -66,7 +66,11 @@ def convert(
     ImageNotFound, UnsupportedStore, BadRequest, MetadataError, OutputExists, LedgerMismatch, NoSpace
     """
     sources: list[str | Path] = [source] if isinstance(source, str | Path) else list(source)
-    files = len(sources) > 1 or any(sign in str(sources[0]) for sign in "*?[") or locations.is_file(sources[0])
+    if not sources:
+        raise BadRequest("nothing to convert", expected="a file, a folder or a glob")
+    files = (
+        len(sources) > 1 or any(sign in str(sources[0]) for sign in "*?[") or locations.is_file(sources[0])
+    )
     if files or is_foreign(sources[0]):
         foreign, metadata = describe_foreign(sources, axes)
         reader = open_foreign(foreign)
@@ -74,12 +78,17 @@ def convert(
         world = {d: metadata.scale.get(d, 1.0) for d in reader.dims}
         named: dict[str, str | None] = {d: metadata.units.get(d) for d in reader.dims}
         translation: tuple[float, ...] = (0.0,) * len(reader.dims)
+        omero: dict[str, Any] = {}
     else:
         image = as_image(sources[0], axes)
         reader = reader_of(image)
         stored = tuple(axes) if axes is not None else reader.dims
         found_scale, translation, found_units = world_of(image)
-        world, named = dict(zip(reader.dims, found_scale, strict=True)), dict(zip(reader.dims, found_units, strict=True))
+        omero = omero_of(image)
+        world, named = (
+            dict(zip(reader.dims, found_scale, strict=True)),
+            dict(zip(reader.dims, found_units, strict=True)),
+        )
     asked_scale = _by_axis(scale, stored, "scale")
     asked_units = _by_axis(units, stored, "units")
     for dim, value in asked_scale.items():
@@ -101,19 +110,30 @@ def convert(
         shards=shards,
         levels=levels,
         name=Path(str(destination)).name.split(".")[0],
+        omero=omero,
     )
     return copy_image(reader, layout, overwrite=overwrite, client=client, threads=threads, progress=progress)
 
 
-def _by_axis(given: Mapping[str, Any] | Sequence[Any] | None, stored: tuple[str, ...], label: str) -> dict[str, Any]:
+def _by_axis(
+    given: Mapping[str, Any] | Sequence[Any] | None, stored: tuple[str, ...], label: str
+) -> dict[str, Any]:
     """Return a dict by axis from a dict or from one value per stored axis."""
     if given is None:
         return {}
     if not isinstance(given, Mapping):
         if len(given) != len(stored):
-            raise BadRequest(f"{label} needs one value per axis", got=list(given), expected=f"{len(stored)} for {''.join(stored)}")
+            raise BadRequest(
+                f"{label} needs one value per axis",
+                got=list(given),
+                expected=f"{len(stored)} for {''.join(stored)}",
+            )
         return dict(zip(stored, given, strict=True))
     unknown = sorted(set(given) - set(stored))
     if unknown:
-        raise BadRequest(f"{label} names axes that the image lacks", got=", ".join(unknown), expected=f"some of {', '.join(stored)}")
+        raise BadRequest(
+            f"{label} names axes that the image lacks",
+            got=", ".join(unknown),
+            expected=f"some of {', '.join(stored)}",
+        )
     return dict(given)

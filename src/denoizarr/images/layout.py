@@ -78,7 +78,13 @@ class OutputLayout:
             "dims": list(self.dims),
             "dtype": self.dtype,
             "ome_version": self.ome_version,
-            "levels": [[list(v.shape), list(v.chunks), list(v.shards or ()), list(v.factors)] for v in self.levels],
+            "levels": [
+                [list(v.shape), list(v.chunks), list(v.shards or ()), list(v.factors)] for v in self.levels
+            ],
+            "scale": list(self.levels[0].scale),
+            "translation": list(self.levels[0].translation),
+            "units": list(self.units),
+            "omero": dict(self.omero),
         }
 
 
@@ -120,23 +126,37 @@ def plan_layout(
     if ome_version not in ("0.4", "0.5"):
         raise BadRequest("unknown OME-Zarr version", got=ome_version, expected='"0.5" or "0.4"')
     if ome_version == "0.4" and shards is not None:
-        raise BadRequest("OME-Zarr 0.4 has no shards", got=tuple(shards), remedy='use ome_version="0.5" or leave shards out')
+        raise BadRequest(
+            "OME-Zarr 0.4 has no shards",
+            got=tuple(shards),
+            remedy='use ome_version="0.5" or leave shards out',
+        )
     for label, given in (("chunks", chunks), ("shards", shards)):
         if given is not None and (len(given) != len(shape) or any(int(n) < 1 for n in given)):
-            raise BadRequest(f"{label} need one positive int per dim", got=tuple(given), expected=f"{len(shape)} for {dims}")
+            raise BadRequest(
+                f"{label} need one positive int per dim",
+                got=tuple(given),
+                expected=f"{len(shape)} for {dims}",
+            )
     if levels is not None and levels < 1:
         raise BadRequest("an image needs a level", where="levels", got=levels, expected="1 or more")
+    asked_chunks = tuple(int(c) for c in chunks) if chunks is not None else _default_chunks(dims)
+    if shards is not None and any(int(s) % c for s, c in zip(shards, asked_chunks, strict=True)):
+        raise MisalignedGrid(
+            "shards must be whole multiples of chunks",
+            got=f"shards {tuple(shards)}, chunks {asked_chunks}",
+            remedy="change either",
+        )
     planned: list[LevelLayout] = []
     factors = (1,) * len(shape)
     while True:
-        level_chunks = tuple(int(c) for c in chunks) if chunks is not None else _default_chunks(dims, shape)
-        level_chunks = tuple(min(c, n) for c, n in zip(level_chunks, shape, strict=True))
+        level_chunks = tuple(min(c, n) for c, n in zip(asked_chunks, shape, strict=True))
         planned.append(
             LevelLayout(
                 str(len(planned)),
                 shape,
                 level_chunks,
-                None if ome_version == "0.4" else _shards(dims, shape, level_chunks, shards, first=not planned),
+                None if ome_version == "0.4" else _shards(dims, shape, level_chunks, shards),
                 tuple(float(s) for s in scale),
                 tuple(float(t) for t in translation),
                 factors,
@@ -156,8 +176,8 @@ def plan_layout(
     return OutputLayout(url, dims, dtype.name, version, tuple(units), tuple(planned), name, dict(omero or {}))
 
 
-def _default_chunks(dims: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(min(n, _CHUNK) if d in "yx" else 1 for d, n in zip(dims, shape, strict=True))
+def _default_chunks(dims: tuple[str, ...]) -> tuple[int, ...]:
+    return tuple(_CHUNK if d in "yx" else 1 for d in dims)
 
 
 def chunks_like(dims: tuple[str, ...], chunks: Sequence[int], shape: Sequence[int]) -> tuple[int, ...] | None:
@@ -167,35 +187,27 @@ def chunks_like(dims: tuple[str, ...], chunks: Sequence[int], shape: Sequence[in
 
 
 def _shards(
-    dims: tuple[str, ...],
-    shape: tuple[int, ...],
-    chunks: tuple[int, ...],
-    asked: Sequence[int] | None,
-    *,
-    first: bool,
+    dims: tuple[str, ...], shape: tuple[int, ...], chunks: tuple[int, ...], asked: Sequence[int] | None
 ) -> tuple[int, ...]:
     if asked is None:
         side = _SHARD
         while True:
             found = tuple(
-                round_up(min(n, max(side, c)), c) if d in "yx" else c for d, n, c in zip(dims, shape, chunks, strict=True)
+                round_up(min(n, max(side, c)), c) if d in "yx" else c
+                for d, n, c in zip(dims, shape, chunks, strict=True)
             )
             # A worker holds a whole shard: chunks of many planes get shards of fewer chunks.
             if prod(found) <= _SHARD_VOXELS or side <= 1:
                 return found
             side //= 2
-    if first and any(s % c for s, c in zip(asked, chunks, strict=True)):
-        raise MisalignedGrid(
-            "shards must be whole multiples of chunks", got=f"shards {tuple(asked)}, chunks {chunks}", remedy="change either"
-        )
     return tuple(round_up(min(s, n), c) for s, n, c in zip(asked, shape, chunks, strict=True))
 
 
 def _factors(dims: tuple[str, ...], shape: tuple[int, ...], scale: Sequence[float]) -> tuple[int, ...]:
     """Return 2 for y and x, and for z while its spacing is within twice theirs."""
     spacing = dict(zip(dims, scale, strict=True))
-    lateral = max(spacing["y"], spacing["x"])
-    halved = {"y", "x"} | ({"z"} if "z" in spacing and spacing["z"] <= 2 * lateral else set())
+    lateral = max(abs(spacing["y"]), abs(spacing["x"]))  # a reversed axis has a negative scale
+    halved = {"y", "x"} | ({"z"} if "z" in spacing and abs(spacing["z"]) <= 2 * lateral else set())
     return tuple(2 if d in halved and n > 1 else 1 for d, n in zip(dims, shape, strict=True))
 
 
@@ -208,7 +220,7 @@ def create_array(group: zarr.Group, layout: OutputLayout, level: LevelLayout) ->
         "dtype": layout.dtype,
         "chunks": level.chunks,
         "fill_value": 0,
-        # A chunk of zeros must be stored too: an absent object has to mean "not done".
+        # A chunk of zeros must be stored too: an absent object has to mean "not done". See also open_level.
         "config": {"write_empty_chunks": True},
     }
     if layout.ome_version == "0.5":

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from denoizarr.engine.ledger import Ledger
-from denoizarr.errors import CorruptChunk, MisalignedGrid, OutputExists
+from denoizarr.engine.runner import Step
+from denoizarr.errors import BadRequest, CorruptChunk, MisalignedGrid, OutputExists
 from denoizarr.geometry.boxes import Box
 from denoizarr.stores import locations
 from denoizarr.stores.ome_zarr import STATE, ome_attributes
@@ -34,17 +36,18 @@ def ledger_url(destination: str) -> str:
 def begin_output(layout: OutputLayout, identity: dict[str, Any], *, overwrite: bool = False) -> Ledger:
     """Claim the destination for a job and create its metadata; for a job that was begun, find it again.
 
+    ``overwrite`` deletes the Zarr image that lies there, finished or not, and its ledger.
+
     Raises
     ------
     OutputExists
-        Something lies there that no ledger vouches for.
+        Something lies there that no ledger vouches for; with ``overwrite``, something that is no Zarr image.
     LedgerMismatch
         It is another job's.
     """
     beside = ledger_url(layout.url)
     if overwrite:
-        locations.delete_prefix(layout.url)
-        locations.delete_prefix(beside)
+        _clear(layout.url, beside)
     if locations.exists(layout.url) and not Ledger.is_begun(beside):
         raise OutputExists(
             "something lies at the destination already",
@@ -54,11 +57,62 @@ def begin_output(layout: OutputLayout, identity: dict[str, Any], *, overwrite: b
     ledger = Ledger.claim(beside, {"output": layout.identity(), **identity})
     group = locations.open_group(layout.url, "a", zarr_format=3 if layout.ome_version == "0.5" else 2)
     with locations.translated(layout.url):
-        if group.attrs.get(STATE) is None:
+        begun = group.attrs.get(STATE) is not None
+        lacking = [level for level in layout.levels if level.path not in group]
+        if lacking:
+            # Someone deleted the image, or a level of it, but not the ledger: its records vouch for nothing.
+            ledger.forget()
+        if not begun or lacking:
             group.update_attributes({**ome_attributes(layout.ome), STATE: "incomplete"})
-        for level in layout.levels:
+        for level in lacking:
             create_array(group, layout, level)
     return ledger
+
+
+def _clear(url: str, beside: str) -> None:
+    """Delete an output and its ledger; what is no Zarr hierarchy of anyone's is not ours to delete."""
+    names = locations.list_names(url) if not locations.is_file(url) else [""]
+    if names and not Ledger.is_begun(beside) and not {"zarr.json", ".zgroup", ".zarray"} & set(names):
+        raise OutputExists(
+            "what lies at the destination is no Zarr image",
+            where=locations.redact(url),
+            remedy="choose another destination, or delete it yourself",
+        )
+    locations.delete_prefix(url)
+    locations.delete_prefix(beside)
+
+
+def check_apart(destination: str, sources: Iterable[str]) -> None:
+    """Refuse an output that would overwrite, or lie inside, what it is computed from.
+
+    Parameters
+    ----------
+    destination : str
+    sources : iterable of str
+        Paths of the stores and files that are read.
+
+    Raises
+    ------
+    BadRequest
+    """
+    there = locations.local_path(destination).resolve()
+    for source in sources:
+        here = locations.local_path(source).resolve()
+        if here == there or here in there.parents or there in here.parents:
+            raise BadRequest(
+                "the destination overlaps the input",
+                where=locations.redact(destination),
+                got=f"input {locations.redact(source)}",
+                remedy="choose another destination",
+            )
+
+
+def reopen_output(layout: OutputLayout, ledger: Ledger, steps: Sequence[Step]) -> None:
+    """Mark a complete output incomplete again if some of its batches are to be redone."""
+    if is_complete(layout.url) and not all(ledger.holds(step.name, step.n_batches) for step in steps):
+        group = locations.open_group(layout.url, "a", zarr_format=3 if layout.ome_version == "0.5" else 2)
+        with locations.translated(layout.url):
+            group.update_attributes({STATE: "incomplete"})
 
 
 def finish_output(layout: OutputLayout) -> None:
@@ -78,7 +132,9 @@ def open_level(layout: OutputLayout, level: LevelLayout) -> zarr.Array[Any]:
     """Open one array of the output for writing."""
     store = locations.zarr_store(layout.url, create=True)
     with locations.translated(layout.url):
-        return zarr.open_array(store, path=level.path, mode="r+")
+        # Zarr keeps this setting with a handle, not with the array: without it, chunks of zeros are left out.
+        array = zarr.open_array(store, path=level.path, mode="r+")
+        return array.with_config({"write_empty_chunks": True})
 
 
 def write_box(array: zarr.Array[Any], box: Box, values: NDArray[Any]) -> dict[str, Any]:
@@ -109,18 +165,33 @@ def write_box(array: zarr.Array[Any], box: Box, values: NDArray[Any]) -> dict[st
     cut = any(
         a % u or (b % u and b != n) for a, b, u, n in zip(box.start, box.stop, unit, array.shape, strict=True)
     )
-    if cut or values.shape != box.shape:
-        raise MisalignedGrid("a block that is no union of whole write units", where=array.path, got=box, expected=f"steps of {unit}")
+    assert values.shape == box.shape, f"{values.shape} for {box}"
+    assert values.dtype == array.dtype, (
+        f"{values.dtype} for an array of {array.dtype}: zarr would wrap it in silence"
+    )
+    if cut:
+        raise MisalignedGrid(
+            "a block that is no union of whole write units",
+            where=array.path,
+            got=box,
+            expected=f"steps of {unit}",
+        )
     keys = [chunk_key(array, index) for index in _units_in(box, unit)]
     with locations.translated(str(array.store)):
-        if array.shards is not None:
-            # zarr reads a shard before it writes it: a torn one would make every retry fail.
-            for key in keys:
-                sync(array.store.delete(key))
+        # zarr reads a shard, or a chunk at the far end, before it writes it: a torn one would fail every retry.
+        for key in keys:
+            sync(array.store.delete(key))
         array[box.slices] = values
-        stored = np.asarray(array[box.slices])
+        try:
+            stored = np.asarray(array[box.slices])
+        except (ValueError, RuntimeError) as error:
+            raise CorruptChunk(
+                "what was written cannot be read back", where=f"{array.path} {box.slices}", got=str(error)
+            ) from error
         if not np.array_equal(stored, values, equal_nan=values.dtype.kind == "f"):
-            raise CorruptChunk("what was read back is not what was written", where=f"{array.path} {box.slices}")
+            raise CorruptChunk(
+                "what was read back is not what was written", where=f"{array.path} {box.slices}"
+            )
         digest = hashlib.blake2b(digest_size=8)
         for key in keys:
             data = sync(array.store.get(key, default_buffer_prototype()))

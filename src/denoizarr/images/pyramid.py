@@ -9,7 +9,7 @@ from denoizarr.engine.ledger import Ledger
 from denoizarr.engine.runner import Record, Step, run_step
 from denoizarr.geometry.boxes import Box
 from denoizarr.kernels.pooling import mean_pool
-from denoizarr.stores.sources import open_array
+from denoizarr.stores.sources import ImageSource, open_array, reader_of_array
 
 from .layout import OutputLayout
 from .output import open_level, write_box
@@ -34,8 +34,22 @@ def write_level_block(spec: PyramidSpec, block: int) -> Record:
         tuple(a * f for a, f in zip(box.start, level.factors, strict=True)),
         tuple(min(b * f, n) for b, f, n in zip(box.stop, level.factors, below.shape, strict=True)),
     )
-    values = open_array(spec.layout.url, below.path)[source.slices]
+    # Not the cached reader: what it knows of the level's shards is from before they were written.
+    where = ImageSource(spec.layout.url, below.path, spec.layout.dims)
+    values = reader_of_array(open_array(where.url, where.path), where).read(source)
     return write_box(open_level(spec.layout, level), box, mean_pool(values, level.factors))
+
+
+def pyramid_steps(layout: OutputLayout) -> list[Step]:
+    """Return the steps that write levels 1 and up, in order."""
+    steps = []
+    for number in range(1, len(layout.levels)):
+        units = layout.levels[number].write_units
+        size = blocks_per_batch(units.box(0).size)
+        steps.append(
+            Step(f"level-{number}", write_level_block, PyramidSpec(layout, number), len(units), size)
+        )
+    return steps
 
 
 def build_pyramid(
@@ -43,17 +57,11 @@ def build_pyramid(
 ) -> list[Record]:
     """Write levels 1 and up, one after the other. Returns their batch records."""
     records: list[Record] = []
-    for number in range(1, len(layout.levels)):
-        units = layout.levels[number].write_units
-        step = Step(
-            f"level-{number}",
-            write_level_block,
-            PyramidSpec(layout, number),
-            len(units),
-            blocks_per_batch(units.box(0).size),
+    for step in pyramid_steps(layout):
+        label = step.name.replace("level-", "pyramid level ")
+        records += run_step(
+            step, ledger=ledger, client=client, threads=threads, progress=progress, label=label
         )
-        label = f"pyramid level {number}"
-        records += run_step(step, ledger=ledger, client=client, threads=threads, progress=progress, label=label)
     return records
 
 

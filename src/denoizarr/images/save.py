@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from denoizarr.stores.images import ImageLike, as_image, reader_of
 from denoizarr.stores.sources import ImageReader
 
 from .layout import OutputLayout, plan_layout
-from .output import begin_output, finish_output, open_level, write_box
-from .pyramid import blocks_per_batch, build_pyramid
+from .output import begin_output, check_apart, finish_output, open_level, reopen_output, write_box
+from .pyramid import blocks_per_batch, build_pyramid, pyramid_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,6 @@ def save_image(
     reader = reader_of(opened)
     destination = locations.join(url)
     scale, translation, units = world_of(opened)
-    ome = opened.attrs.get("ome", {}) if isinstance(opened.attrs.get("ome", {}), dict) else {}
     layout = plan_layout(
         destination,
         dims=reader.dims,
@@ -93,7 +93,7 @@ def save_image(
         shards=shards,
         levels=levels,
         name=str(opened.name or ""),
-        omero=ome.get("omero"),
+        omero=omero_of(opened),
     )
     return copy_image(reader, layout, overwrite=overwrite, client=client)
 
@@ -110,13 +110,30 @@ def copy_image(
 ) -> RunSummary:
     """Copy what ``reader`` reads into the output of this layout, build its pyramid and mark it finished."""
     started = time.monotonic()
+    check_apart(layout.url, reader.urls)
+    if client is not None:
+        pickle.dumps(
+            reader
+        )  # refused here, before anything is written, where only this process has the image
     ledger = begin_output(layout, {"kind": "copy", "input": reader.identity}, overwrite=overwrite)
     units = layout.levels[0].write_units
-    step = Step("level-0", copy_block, CopySpec(reader, layout), len(units), blocks_per_batch(units.box(0).size))
+    step = Step(
+        "level-0", copy_block, CopySpec(reader, layout), len(units), blocks_per_batch(units.box(0).size)
+    )
+    reopen_output(layout, ledger, [step, *pyramid_steps(layout)])
     records = run_step(step, ledger=ledger, client=client, threads=threads, progress=progress, label="copy")
     records += build_pyramid(layout, ledger, client=client, threads=threads, progress=progress)
     finish_output(layout)
     return summarise(layout.url, records, seconds=time.monotonic() - started, changes=changes)
+
+
+def omero_of(image: xr.DataArray) -> dict[str, Any]:
+    """Return the rendering hints that came with an image; none where they speak of other channels than it has."""
+    ome = image.attrs.get("ome")
+    omero = ome.get("omero") if isinstance(ome, dict) else None
+    if not isinstance(omero, dict) or len(omero.get("channels", ())) != image.sizes.get("c", 1):
+        return {}
+    return omero
 
 
 def world_of(image: xr.DataArray) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str | None, ...]]:
@@ -124,7 +141,11 @@ def world_of(image: xr.DataArray) -> tuple[tuple[float, ...], tuple[float, ...],
     scale, translation, units = [], [], []
     for dim in image.dims:
         coordinate = image.coords.get(dim)
-        values = np.asarray(coordinate.values, float) if coordinate is not None and coordinate.dtype.kind in "uif" else None
+        values = (
+            np.asarray(coordinate.values, float)
+            if coordinate is not None and coordinate.dtype.kind in "uif"
+            else None
+        )
         attrs = {} if coordinate is None else coordinate.attrs
         if values is None or values.size == 0:
             scale.append(1.0)

@@ -20,9 +20,11 @@ def cast_intensities(values: NDArray[np.floating[Any]], dtype: np.dtype[Any]) ->
     """
     if dtype.kind in "ui":
         limits = np.iinfo(dtype)
+        if values.dtype == np.float16:
+            values = values.astype(np.float32)  # whose range holds every integer's
         # Clip in the float's own precision: 2**32 - 1 is not a float32, and a cast from above it would wrap.
         upper = np.asarray(limits.max, values.dtype)
         if int(upper) > limits.max:
             upper = np.nextafter(upper, np.asarray(0, values.dtype))
-        return np.clip(np.rint(values), limits.min, upper).astype(dtype)
+        return np.clip(np.rint(values), values.dtype.type(limits.min), upper).astype(dtype)
     return values.astype(dtype)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .intensity import cast_intensities
+
 
 def mean_pool(values: NDArray[Any], factors: Sequence[int]) -> NDArray[Any]:
     """Return the mean over boxes of ``factors`` voxels; a box cut by the far end is the mean of what is there.
@@ -21,7 +23,8 @@ def mean_pool(values: NDArray[Any], factors: Sequence[int]) -> NDArray[Any]:
     Returns
     -------
     ndarray
-        Shape ``ceil(shape / factors)``, dtype as given; integers rounded half to even, never wrapped.
+        Shape ``ceil(shape / factors)``, dtype as given; integers rounded half to even, never wrapped
+        (64-bit ones above 2**53 to the precision of a float64).
     """
     sums = values.astype(np.float64)
     counts = np.ones((1,) * values.ndim)
@@ -34,7 +37,8 @@ def mean_pool(values: NDArray[Any], factors: Sequence[int]) -> NDArray[Any]:
         counts = counts * present.reshape([-1 if a == axis else 1 for a in range(values.ndim)])
     means = sums / counts
     if values.dtype.kind in "ui":
-        return np.rint(means).astype(values.dtype)
+        # A float64 holds no int64 above 2**53 exactly: a mean may round up past the largest, and would wrap.
+        return cast_intensities(means, values.dtype)
     if values.dtype.kind == "b":
         return means >= 0.5
     return means.astype(values.dtype)

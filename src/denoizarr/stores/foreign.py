@@ -8,20 +8,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
-from xml.etree import ElementTree
+from typing import Literal
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import tifffile
 import zarr
 
-from denoizarr.errors import BadRequest, CorruptChunk, ImageNotFound, MetadataError, UnsupportedStore
+from denoizarr.errors import (
+    BadRequest,
+    CorruptChunk,
+    DenoizarrError,
+    ImageNotFound,
+    MetadataError,
+    UnsupportedStore,
+)
 from denoizarr.geometry.boxes import Box
-from denoizarr.geometry.grids import Grid
 
 from . import locations
 from .ome_zarr import DIMS
-from .sources import Array, ImageReader
+from .sources import UNDECODABLE, Array, ImageReader
 
 Kind = Literal["tiff", "png", "npy"]
 _KINDS: dict[str, Kind] = {".tif": "tiff", ".tiff": "tiff", ".btf": "tiff", ".png": "png", ".npy": "npy"}
@@ -75,7 +81,9 @@ def is_foreign(url: str | Path) -> bool:
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:
     """Return a sort key under which plane2 comes before plane10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+    return [
+        (0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part
+    ]
 
 
 def find_files(sources: Sequence[str | Path]) -> list[str]:
@@ -96,17 +104,26 @@ def find_files(sources: Sequence[str | Path]) -> list[str]:
             here = glob.glob(str(path))
         if not here:
             raise ImageNotFound("no image files here", where=str(source), remedy="check the path or pattern")
-        found += sorted(here, key=natural_order)
+        found += sorted(sorted(here), key=natural_order)  # twice: plane1 and plane01 have equal keys
     suffixes = {Path(name).suffix.lower() for name in found}
     unknown = sorted(suffixes - _KINDS.keys())
     if unknown:
-        raise UnsupportedStore("files of a kind that is not read here", where=found[0], got=", ".join(unknown), expected=", ".join(_KINDS))
+        raise UnsupportedStore(
+            "files of a kind that is not read here",
+            where=found[0],
+            got=", ".join(unknown),
+            expected=", ".join(_KINDS),
+        )
     if len({_KINDS[suffix] for suffix in suffixes}) > 1:
-        raise BadRequest("files of several kinds", got=", ".join(sorted(suffixes)), remedy="name files of one kind")
+        raise BadRequest(
+            "files of several kinds", got=", ".join(sorted(suffixes)), remedy="name files of one kind"
+        )
     return found
 
 
-def describe_foreign(sources: Sequence[str | Path], axes: str | None = None) -> tuple[ForeignSource, ForeignMetadata]:
+def describe_foreign(
+    sources: Sequence[str | Path], axes: str | None = None
+) -> tuple[ForeignSource, ForeignMetadata]:
     """Find the files, check that they make one image, and read their metadata; no voxels are read.
 
     Parameters
@@ -136,7 +153,12 @@ def describe_foreign(sources: Sequence[str | Path], axes: str | None = None) -> 
         stacked = next((d for d in ("z", "t", "c") if d not in stored_axes), "")
         shape, stored_axes = (len(paths), *shape), (stacked, *stored_axes)
     names = tuple(axes) if axes is not None else stored_axes
-    if len(names) != len(shape) or len(set(names)) != len(names) or not set(names) <= set(DIMS) or not {"y", "x"} <= set(names):
+    if (
+        len(names) != len(shape)
+        or len(set(names)) != len(names)
+        or not set(names) <= set(DIMS)
+        or not {"y", "x"} <= set(names)
+    ):
         raise BadRequest(
             "axes and files disagree",
             where=paths[0],
@@ -162,17 +184,47 @@ def _probe(path: str, kind: Kind) -> tuple[tuple[int, ...], str, tuple[str, ...]
         else:
             with tifffile.TiffFile(path) as file:
                 series = file.series[0]
+                _check_codec(series, path)
                 found = tuple(series.shape), series.dtype.name, _tiff_axes(series.axes), _tiff_metadata(file)
-    except (ValueError, OSError, tifffile.TiffFileError, KeyError, IndexError) as error:
-        raise MetadataError("the file cannot be read as what its name says", where=path, got=str(error)) from error
+    except DenoizarrError:
+        raise
+    except (*UNDECODABLE, KeyError, IndexError, tifffile.TiffFileError, ET.ParseError) as error:
+        raise MetadataError(
+            "the file cannot be read as what its name says", where=path, got=str(error)
+        ) from error
     if np.dtype(found[1]).kind not in "uifb":
         raise MetadataError("not an image of real numbers", where=path, got=found[1])
     return found
 
 
+def _check_codec(series: tifffile.TiffPageSeries, path: str) -> None:
+    """Refuse a compression that tifffile cannot undo without an extra package, before a job finds out midway."""
+    page = series.keyframe
+    try:
+        tifffile.TIFF.DECOMPRESSORS[page.compression]
+        tifffile.TIFF.UNPREDICTORS[page.predictor]
+    except KeyError as error:
+        raise UnsupportedStore(
+            "a TIFF whose compression cannot be undone here",
+            where=path,
+            got=getattr(page.compression, "name", page.compression),
+            remedy="pip install imagecodecs, or save it uncompressed",
+        ) from error
+
+
 def _png_header(path: str) -> tuple[tuple[int, ...], str]:
     from PIL import Image
 
+    with Path(path).open("rb") as raw:
+        depth, colour = raw.read(26)[24:26]  # of the IHDR chunk, which always comes first
+    if depth == 16 and colour != 0:
+        # Pillow would drop the low byte of every sample in silence.
+        raise UnsupportedStore(
+            "a PNG of 16-bit colour",
+            where=path,
+            expected="8-bit colour or 16-bit grey",
+            remedy="save it as TIFF",
+        )
     with Image.open(path) as file:
         bands = len(file.getbands())
         # Palettes and 1-bit images decode to grey or RGB; 16-bit grey opens as mode I;16 or I.
@@ -194,7 +246,7 @@ def _tiff_metadata(file: tifffile.TiffFile) -> ForeignMetadata:
     scale: dict[str, float] = {}
     units: dict[str, str] = {}
     if file.is_ome and file.ome_metadata:
-        pixels = ElementTree.fromstring(file.ome_metadata).find(".//{*}Pixels")  # noqa: S314  (expat refuses entity bombs)
+        pixels = ET.fromstring(file.ome_metadata).find(".//{*}Pixels")  # noqa: S314  (expat refuses entity bombs)
         if pixels is not None:
             for dim in "xyz":
                 size = pixels.get(f"PhysicalSize{dim.upper()}")
@@ -241,10 +293,15 @@ def open_foreign(source: ForeignSource) -> ImageReader:
         shape=shape,
         dtype=np.dtype(source.dtype),
         chunks=tuple(min(chunk[i], source.shape[i]) for i in order),
-        identity={"files": [Path(p).name for p in source.paths], "sizes": list(source.sizes), "axes": "".join(source.axes)},
+        identity={
+            "files": list(source.paths),
+            "sizes": list(source.sizes),
+            "axes": "".join(source.axes),
+        },
         name=source.paths[0] if not stacked else f"{source.paths[0]} and {len(source.paths) - 1} more",
         source=source,
         reopen=open_foreign,
+        urls=source.paths,
     )
 
 
@@ -267,8 +324,12 @@ def _read_file(path: str, source: ForeignSource, wanted: tuple[slice, ...]) -> A
             return np.asarray(zarr.open_array(store, mode="r")[wanted])
     except FileNotFoundError as error:
         raise ImageNotFound("a file of the stack is gone", where=path) from error
-    except (ValueError, OSError, RuntimeError, tifffile.TiffFileError) as error:
-        raise CorruptChunk("the file cannot be decoded", where=path, got=str(error), remedy="restore the file") from error
+    except DenoizarrError:
+        raise
+    except (*UNDECODABLE, KeyError, IndexError, tifffile.TiffFileError) as error:
+        raise CorruptChunk(
+            "the file cannot be decoded", where=path, got=str(error), remedy="restore the file"
+        ) from error
 
 
 def _read_png(path: str) -> Array:
@@ -278,5 +339,3 @@ def _read_png(path: str) -> Array:
         picture = file.convert("RGB") if file.mode == "P" else file.convert("L") if file.mode == "1" else file
         values = np.asarray(picture)
     return values.astype(np.uint16) if values.dtype.kind == "i" else values
-
-

@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import uuid4
@@ -24,15 +24,15 @@ from obstore.store import LocalStore
 from zarr.storage import LocalStore as ZarrLocalStore
 from zarr.storage import ObjectStore
 
-from denoizarr.errors import BadRequest, DegenerateData, ImageNotFound, MetadataError, NotOmeZarr
+from denoizarr.errors import BadRequest, DegenerateData, ImageNotFound
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import round_up
 
 from . import locations
 from .ome_zarr import DIMS, OmeImage, read_ome
 from .records import digest
-from .sources import Array, ImageReader, ImageSource, open_array, open_source, reader_of_array, with_box
-from .strict import Missing, StrictStore
+from .sources import Array, ImageReader, ImageSource, open_source, reader_of_array, with_box
+from .strict import Missing, StrictStore, guard_frames
 
 ImageLike: TypeAlias = "str | Path | zarr.Array[Any] | xr.DataArray | da.Array | np.ndarray[Any, Any]"
 
@@ -109,7 +109,10 @@ def open_image(
     if missing not in ("error", "fill"):
         raise BadRequest("unknown rule for missing chunks", got=repr(missing), expected='"error" or "fill"')
     if storage_options:
-        raise BadRequest("storage_options are for object stores, which this version does not read", got=list(storage_options))
+        raise BadRequest(
+            "storage_options are for object stores, which this version does not read",
+            got=list(storage_options),
+        )
     where = locations.join(url)
     if not locations.exists(where):
         raise ImageNotFound("no image here", where=locations.redact(str(url)), remedy="check the path")
@@ -120,7 +123,9 @@ def open_image(
     try:
         chosen = ome.levels[level]
     except IndexError as error:
-        raise BadRequest("no such level", where=where, got=level, expected=f"0 to {len(ome.levels) - 1}") from error
+        raise BadRequest(
+            "no such level", where=where, got=level, expected=f"0 to {len(ome.levels) - 1}"
+        ) from error
     source = ImageSource(locations.redact(where), chosen.path, ome.dims, missing)
     return _image_of(source, ome, ome.levels.index(chosen))
 
@@ -132,25 +137,38 @@ def _open_plain(where: str, axes: tuple[str, ...], missing: Missing) -> xr.DataA
 
 def _check_axes(axes: tuple[str, ...], where: str) -> None:
     if not set(axes) <= set(DIMS) or len(set(axes)) != len(axes) or not {"y", "x"} <= set(axes):
-        raise BadRequest("axes not understood", where=where, got="".join(axes), expected="each of y, x and some of t, c, z, once")
+        raise BadRequest(
+            "axes not understood",
+            where=where,
+            got="".join(axes),
+            expected="each of y, x and some of t, c, z, once",
+        )
 
 
 def _image_of(source: ImageSource, ome: OmeImage | None, level: int) -> xr.DataArray:
     open_source.cache_clear()  # the store may have been written again since it was last opened
     reader = open_source(source)
+    source = replace(source, metadata=str(reader.identity["metadata"]))
     image = _lazy(reader, _PREFIX + digest([reader.identity, source.missing, source.stored_dims]))
     scale, translation, units = _transform(source, ome, level)
-    named = _data_array(image, source.dims, scale, translation, units).rename(Path(source.url).name.split(".")[0])
+    named = _data_array(image, source.dims, scale, translation, units).rename(
+        Path(source.url).name.split(".")[0]
+    )
     _OPENED[image.name] = _Opened(source, image, {d: named.coords[d].values for d in source.dims})
     return named.assign_attrs(
-        url=source.url, level=level, ome={} if ome is None else {"name": ome.name, "omero": ome.omero, "version": ome.version}
+        url=source.url,
+        level=level,
+        ome={} if ome is None else {"name": ome.name, "omero": ome.omero, "version": ome.version},
     )
 
 
 def _lazy(reader: ImageReader, name: str) -> da.Array:
     chunks = list(min(c, n) for c, n in zip(reader.chunks, reader.shape, strict=True))
     for axis in reversed(range(len(chunks))):  # grow the fastest axes first: long reads, few tasks
-        while chunks[axis] < reader.shape[axis] and 2 * np.prod(chunks) * reader.dtype.itemsize <= _DASK_CHUNK_BYTES:
+        while (
+            chunks[axis] < reader.shape[axis]
+            and 2 * np.prod(chunks) * reader.dtype.itemsize <= _DASK_CHUNK_BYTES
+        ):
             chunks[axis] = min(round_up(2 * chunks[axis], reader.chunks[axis]), reader.shape[axis])
     meta = np.empty((0,) * len(chunks), reader.dtype)
     # fancy=False: index lists are applied to decoded chunks, never handed to the reader.
@@ -183,7 +201,9 @@ def _data_array(
         attrs: dict[str, Any] = {} if units.get(dim) is None else {"units": units[dim]}
         # The spacing of a one-plane image cannot be told from its single coordinate.
         coords[dim] = xr.Variable((dim,), values, attrs | {"spacing": scale.get(dim, 1.0)})
-    return xr.DataArray(image, dims=dims, coords=coords).rename(None)  # xarray would take the Dask name for one
+    return xr.DataArray(image, dims=dims, coords=coords).rename(
+        None
+    )  # xarray would take the Dask name for one
 
 
 def as_image(data: ImageLike, axes: str | Sequence[str] | None = None) -> xr.DataArray:
@@ -217,12 +237,16 @@ def as_image(data: ImageLike, axes: str | Sequence[str] | None = None) -> xr.Dat
         array = data if isinstance(data, da.Array) else da.from_array(data, chunks=_chunks_in_memory(data))
         order = [names.index(d) for d in DIMS if d in names]
         return _data_array(array.transpose(order), tuple(d for d in DIMS if d in names), {}, {}, {})
-    raise BadRequest("not an image", got=type(data).__name__, expected="a URL, zarr.Array, DataArray, Dask or numpy array")
+    raise BadRequest(
+        "not an image", got=type(data).__name__, expected="a URL, zarr.Array, DataArray, Dask or numpy array"
+    )
 
 
 def _check_voxels(data: Any, where: str) -> None:
     if data.dtype.kind not in "uifb" or 0 in data.shape:
-        raise DegenerateData("not an array of real numbers with voxels", where=where, got=f"{data.dtype} {data.shape}")
+        raise DegenerateData(
+            "not an array of real numbers with voxels", where=where, got=f"{data.dtype} {data.shape}"
+        )
 
 
 def _axes_of(data: Any, axes: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -231,7 +255,11 @@ def _axes_of(data: Any, axes: str | Sequence[str] | None) -> tuple[str, ...]:
         return ("y", "x") if ndim == 2 else ("z", "y", "x")
     names = tuple(axes or ())
     if len(names) != ndim:
-        raise BadRequest("axes and array disagree", got=f"{len(names)} axes for {ndim} dimensions", remedy='pass axes="tczyx" or the like')
+        raise BadRequest(
+            "axes and array disagree",
+            got=f"{len(names)} axes for {ndim} dimensions",
+            remedy='pass axes="tczyx" or the like',
+        )
     return names
 
 
@@ -249,13 +277,16 @@ def _from_zarr(array: zarr.Array[Any], names: tuple[str, ...]) -> xr.DataArray:
         return _image_of(ImageSource(str(root.store.prefix), array.path, names), None, 0)
     # A store that only this process holds (memory, a wrapper): readable here, and not elsewhere.
     strict = zarr.open_array(StrictStore(root, str(root)), path=array.path, mode="r")
+    guard_frames(strict)
     # A name of its own every time: an address in memory may belong to other voxels when a job is run again.
     source = ImageSource(f"process:{uuid4().hex}", array.path, names)
     reader = reader_of_array(strict, source, reopenable=False)
     return _data_array(_lazy(reader, f"{_PREFIX}{source.url}"), reader.dims, {}, {}, {})
 
 
-def as_images(data: ImageLike | Sequence[ImageLike], axes: str | Sequence[str] | None = None) -> list[xr.DataArray]:
+def as_images(
+    data: ImageLike | Sequence[ImageLike], axes: str | Sequence[str] | None = None
+) -> list[xr.DataArray]:
     """Return one or several images; a string may be a glob, matched in sorted order.
 
     Raises
@@ -289,11 +320,6 @@ def source_of(image: xr.DataArray) -> ImageSource | None:
 def _bases_of(image: xr.DataArray) -> list[_Opened]:
     layers = getattr(getattr(image.data, "dask", None), "layers", {})
     return [_OPENED[layer] for layer in layers if layer in _OPENED]
-
-
-def urls_behind(image: xr.DataArray) -> list[str]:
-    """Return the URLs of the stores that computing ``image`` reads, as far as they were opened in this process."""
-    return sorted({opened.source.url for opened in _bases_of(image)})
 
 
 def _sliced(image: xr.DataArray, opened: _Opened) -> ImageSource | None:
@@ -344,4 +370,5 @@ def reader_of(image: xr.DataArray) -> ImageReader:
         chunks=tuple(int(c[0]) for c in array.chunks),
         identity={"array": str(array.name), "shape": list(array.shape), "dtype": str(array.dtype)},
         name=str(image.name or "an array in memory"),
+        urls=tuple(sorted({opened.source.url for opened in _bases_of(image)})),
     )

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import pathname2url
 
 import obstore
@@ -31,15 +32,21 @@ from denoizarr.errors import (
     UnsupportedStore,
 )
 
-_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
+# One slash is enough: Path("s3://...") folds two into one, and its password must not end up in a message.
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/+")
 
 
 def redact(url: str) -> str:
     """Return the URL without user, password, query and fragment, fit for a log or an attribute."""
-    if not _SCHEME.match(url):
+    scheme = _SCHEME.match(url)
+    if scheme is None or scheme[1].lower() == "file":
         return url
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    rest = url[scheme.end() :]
+    # By hand: a secret key may hold "/", "?" or "#", at which a URL parser would end the host and keep the rest.
+    host, _, _ = rest.partition("/")
+    if "@" in host or (":" in host and not host.rpartition(":")[2].isdecimal()):
+        rest = rest.rpartition("@")[2] if "@" in rest else host.partition(":")[0]
+    return f"{scheme[1]}://{re.split('[?#]', rest)[0]}"
 
 
 def local_path(url: str | Path) -> Path:
@@ -85,8 +92,14 @@ def translated(url: str | Path) -> Iterator[None]:
         raise
     except (FileNotFoundError, NotADirectoryError, obstore.exceptions.NotFoundError) as error:
         raise ImageNotFound("nothing lies here", where=where, remedy="check the path") from error
-    except (PermissionError, obstore.exceptions.PermissionDeniedError, obstore.exceptions.UnauthenticatedError) as error:
-        raise PermissionDenied("the store refuses access", where=where, remedy="check the owner and mode") from error
+    except (
+        PermissionError,
+        obstore.exceptions.PermissionDeniedError,
+        obstore.exceptions.UnauthenticatedError,
+    ) as error:
+        raise PermissionDenied(
+            "the store refuses access", where=where, remedy="check the owner and mode"
+        ) from error
     except OSError as error:
         raise _from_os_error(error, where) from error
     except obstore.exceptions.BaseError as error:
@@ -95,14 +108,18 @@ def translated(url: str | Path) -> Iterator[None]:
 
 def _from_os_error(error: OSError, where: str) -> DenoizarrError:
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return NoSpace("the disk or quota is full", where=where, remedy="free some space and run the same job again")
+        return NoSpace(
+            "the disk or quota is full", where=where, remedy="free some space and run the same job again"
+        )
     return StoreUnavailable("the store failed", where=where, got=str(error).splitlines()[0])
 
 
 def _from_message(message: str, where: str) -> DenoizarrError:
     # obstore wraps the operating system's error in text only.
     if "No space left" in message or "quota" in message:
-        return NoSpace("the disk or quota is full", where=where, remedy="free some space and run the same job again")
+        return NoSpace(
+            "the disk or quota is full", where=where, remedy="free some space and run the same job again"
+        )
     if "Permission denied" in message or "Read-only file system" in message:
         return PermissionDenied("the store refuses access", where=where, remedy="check the owner and mode")
     if "No such file" in message:
@@ -130,7 +147,9 @@ def zarr_store(url: str | Path, *, create: bool = False) -> ObjectStore[LocalSto
     return ObjectStore(object_store(url, create=create), read_only=not create)
 
 
-def open_group(url: str | Path, mode: Literal["r", "a", "w"] = "r", *, zarr_format: Literal[2, 3] = 3) -> zarr.Group:
+def open_group(
+    url: str | Path, mode: Literal["r", "a", "w"] = "r", *, zarr_format: Literal[2, 3] = 3
+) -> zarr.Group:
     """Open the Zarr group at ``url``: read it, add to it, or begin anew.
 
     Raises
@@ -140,9 +159,18 @@ def open_group(url: str | Path, mode: Literal["r", "a", "w"] = "r", *, zarr_form
     """
     with translated(url):
         if mode == "r":
+            if is_file(url):
+                raise _no_group(url)
             try:
                 return zarr.open_group(zarr_store(url), mode="r")
-            except (FileNotFoundError, ValueError, KeyError, ZeroDivisionError, RecursionError, TypeError) as error:
+            except (
+                FileNotFoundError,
+                ValueError,
+                KeyError,
+                ZeroDivisionError,
+                RecursionError,
+                TypeError,
+            ) as error:
                 raise _no_group(url) from error
         store = zarr_store(url, create=True)
         return zarr.open_group(store, mode=mode, zarr_format=zarr_format)
@@ -152,7 +180,9 @@ def _no_group(url: str | Path) -> DenoizarrError:
     if not local_path(url).exists():
         return ImageNotFound("nothing lies here", where=redact(str(url)), remedy="check the path")
     return NotOmeZarr(
-        "no Zarr group here", where=redact(str(url)), remedy="make one with `denoizarr convert SRC DST.ome.zarr`"
+        "no Zarr group here",
+        where=redact(str(url)),
+        remedy="make one with `denoizarr convert SRC DST.ome.zarr`",
     )
 
 
@@ -224,17 +254,20 @@ def delete(url: str | Path) -> None:
 
 
 def delete_prefix(url: str | Path) -> None:
-    """Delete all objects below ``url``, and the empty folders that a local disk would keep."""
-    if not exists(url):
-        return
-    store = object_store(url)
+    """Delete all objects below ``url``. A symbolic link is deleted, never what it points to outside ``url``."""
+    root = local_path(url)
     with translated(url):
-        for batch in obstore.list(store):
-            obstore.delete(store, [entry["path"] for entry in batch])
-        root = local_path(url)
-        for folder in sorted((p for p in root.rglob("*") if p.is_dir()), reverse=True):
-            folder.rmdir()
-        root.rmdir()
+        if not root.is_dir():
+            delete(url)
+            return
+        # Not through the object store: it follows links, and does not list the remains of a torn write.
+        for entry in list(root.iterdir()):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        if not root.is_symlink():
+            root.rmdir()
 
 
 def stored_bytes(url: str | Path) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import zarr
 from ome_zarr_models.v04.multiscales import Multiscale as Multiscale04
 from ome_zarr_models.v05.multiscales import Multiscale as Multiscale05
@@ -97,9 +98,13 @@ def read_ome(group: zarr.Group, where: str, *, allow_incomplete: bool = False) -
     multiscale = _validated(body["multiscales"][0], version, where)
     dims = tuple(str(axis.name) for axis in multiscale.axes)
     if not set(dims) <= set(DIMS) or len(set(dims)) != len(dims) or not {"y", "x"} <= set(dims):
-        raise MetadataError("axes that this package does not know", where=where, got=dims, expected="some of t, c, z, y, x")
+        raise MetadataError(
+            "axes that this package does not know", where=where, got=dims, expected="some of t, c, z, y, x"
+        )
     overall = multiscale.coordinateTransformations
-    levels = tuple(_level(d.path, d.coordinateTransformations, overall, len(dims)) for d in multiscale.datasets)
+    levels = tuple(
+        _level(d.path, d.coordinateTransformations, overall, len(dims), where) for d in multiscale.datasets
+    )
     omero = body.get("omero")
     return OmeImage(
         version,
@@ -119,16 +124,36 @@ def _validated(data: Any, version: str, where: str) -> Any:
             warnings.simplefilter("ignore")
             return model.model_validate(data)
     except (ValidationError, RecursionError) as error:
-        problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "nested too deeply"}
+        problem = (
+            error.errors()[0]
+            if isinstance(error, ValidationError)
+            else {"loc": (), "msg": "nested too deeply"}
+        )
         place = ".".join(str(part) for part in problem["loc"])
         raise MetadataError(
-            f"OME-Zarr {version} metadata are not valid", where=f"{where} multiscales[0].{place}", got=problem["msg"]
+            f"OME-Zarr {version} metadata are not valid",
+            where=f"{where} multiscales[0].{place}",
+            got=problem["msg"],
         ) from error
 
 
-def _level(path: str, transforms: Sequence[Any], overall: Sequence[Any] | None, n_dims: int) -> Level:
+def _level(
+    path: str, transforms: Sequence[Any], overall: Sequence[Any] | None, n_dims: int, where: str
+) -> Level:
+    if path.startswith(("/", "\\")) or ".." in path.replace("\\", "/").split("/"):
+        raise MetadataError(
+            "a level outside its image", where=where, got=repr(path), expected="a path below the group"
+        )
     scale, translation = [1.0] * n_dims, [0.0] * n_dims
     for transform in [*transforms, *(overall or ())]:
+        values = getattr(transform, transform.type, None)
+        if not isinstance(values, list | tuple) or len(values) != n_dims or not np.isfinite(values).all():
+            raise MetadataError(
+                "a coordinate transformation that does not fit the axes",
+                where=f"{where} level {path}",
+                got=f"{transform.type} {values}",
+                expected=f"{n_dims} finite numbers",
+            )
         if transform.type == "scale":
             scale = [a * float(b) for a, b in zip(scale, transform.scale, strict=True)]
             translation = [a * float(b) for a, b in zip(translation, transform.scale, strict=True)]
@@ -149,7 +174,11 @@ def ome_attributes(image: OmeImage) -> dict[str, Any]:
             {
                 "path": level.path,
                 "coordinateTransformations": [{"type": "scale", "scale": list(level.scale)}]
-                + ([{"type": "translation", "translation": list(level.translation)}] if any(level.translation) else []),
+                + (
+                    [{"type": "translation", "translation": list(level.translation)}]
+                    if any(level.translation)
+                    else []
+                ),
             }
             for level in image.levels
         ],

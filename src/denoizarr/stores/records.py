@@ -50,7 +50,9 @@ def read_json(url: str | Path) -> dict[str, Any]:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise MetadataError("not readable as JSON", where=locations.redact(str(url)), got=str(error)) from error
+        raise MetadataError(
+            "not readable as JSON", where=locations.redact(str(url)), got=str(error)
+        ) from error
     if not isinstance(data, dict):
         raise MetadataError("not a JSON object", where=locations.redact(str(url)), got=type(data).__name__)
     return data

@@ -5,6 +5,11 @@ A task never gets an array: it gets an ``ImageSource``, a few strings and intege
 
 from __future__ import annotations
 
+import gzip
+import json
+import lzma
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,16 +19,36 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from denoizarr.errors import BadRequest, CorruptChunk, DenoizarrError, ImageNotFound, MetadataError, NotOmeZarr
+from denoizarr.errors import (
+    BadRequest,
+    CorruptChunk,
+    DenoizarrError,
+    ImageNotFound,
+    MetadataError,
+    NotOmeZarr,
+)
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import Grid
 
 from . import locations
 from .ome_zarr import DIMS
 from .records import digest
-from .strict import Missing, StrictStore, absent_chunks, missing_chunk
+from .strict import Missing, StrictStore, absent_chunks, guard_frames, missing_chunk, write_unit
 
 Array = NDArray[Any]
+# What the codecs raise on bytes that are not theirs.
+UNDECODABLE = (
+    ValueError,
+    RuntimeError,
+    TypeError,
+    MemoryError,
+    EOFError,
+    gzip.BadGzipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    OSError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +69,8 @@ class ImageSource:
         The part that this image is, along ``dims`` of the whole array; None for all of it.
     dropped : tuple of str
         Dims of length one that the image no longer has (``isel(z=3)``).
+    metadata : str
+        Digest of the array's metadata when it was opened; a store written anew since is refused.
     """
 
     url: str
@@ -52,6 +79,7 @@ class ImageSource:
     missing: Missing = "error"
     box: Box | None = None
     dropped: tuple[str, ...] = ()
+    metadata: str = ""
 
     @property
     def stored_order(self) -> tuple[str, ...]:
@@ -81,6 +109,8 @@ class ImageReader:
         Short, for messages.
     source : ImageSource, ForeignSource or None
         None where the image exists only in this process.
+    urls : tuple of str
+        The stores and files that reading it opens, as far as they are known.
     """
 
     def __init__(
@@ -96,12 +126,13 @@ class ImageReader:
         source: Any = None,
         reopen: Callable[[Any], ImageReader] | None = None,
         absent: Callable[[Box], list[str]] | None = None,
+        urls: tuple[str, ...] = (),
     ) -> None:
         self._fetch = fetch
         self._reopen = reopen or open_source
         self._absent = absent
         self.dims, self.shape, self.dtype, self.chunks = dims, shape, dtype, chunks
-        self.identity, self.name, self.source = identity, name, source
+        self.identity, self.name, self.source, self.urls = identity, name, source, urls
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{d}: {n}" for d, n in zip(self.dims, self.shape, strict=True))
@@ -125,7 +156,9 @@ class ImageReader:
         MissingChunk, CorruptChunk, StoreUnavailable, PermissionDenied
         """
         if len(box.start) != len(self.shape) or not Box.whole(self.shape).contains(box):
-            raise BadRequest("a box outside the image", where=self.name, got=box, expected=f"within {self.shape}")
+            raise BadRequest(
+                "a box outside the image", where=self.name, got=box, expected=f"within {self.shape}"
+            )
         return self._fetch(box)
 
     def absent_in(self, box: Box) -> list[str]:
@@ -144,7 +177,12 @@ def open_source(source: ImageSource) -> ImageReader:
             got=f"{array.ndim} array axes",
             expected=f"one for each of {', '.join(source.stored_dims)}",
         )
-    return reader_of_array(array, source)
+    reader = reader_of_array(array, source)
+    if source.metadata and source.metadata != reader.identity["metadata"]:
+        raise MetadataError(
+            "the image was written anew since it was opened", where=reader.name, remedy="open it again"
+        )
+    return reader
 
 
 def reader_of_array(array: zarr.Array[Any], source: ImageSource, *, reopenable: bool = True) -> ImageReader:
@@ -171,11 +209,16 @@ def reader_of_array(array: zarr.Array[Any], source: ImageSource, *, reopenable: 
                     raise missing_chunk(where, key)
             try:
                 values = np.asarray(array[stored(box).slices])
-            except (DenoizarrError, FileNotFoundError, PermissionError):
+            except DenoizarrError:
                 raise
-            except (ValueError, RuntimeError, TypeError, MemoryError) as error:
+            except UNDECODABLE as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise  # the disk's error; one without a number is a codec's
                 raise CorruptChunk(
-                    "a chunk cannot be decoded", where=f"{where} {box.slices}", got=str(error), remedy="restore the chunk"
+                    "a chunk cannot be decoded",
+                    where=f"{where} {box.slices}",
+                    got=str(error),
+                    remedy="restore the chunk",
                 ) from error
         values = values.transpose(order)
         return values.reshape(box.shape)
@@ -200,6 +243,7 @@ def reader_of_array(array: zarr.Array[Any], source: ImageSource, *, reopenable: 
         name=where,
         source=source if reopenable else None,
         absent=absent,
+        urls=(source.url,) if reopenable else (),
     )
 
 
@@ -218,6 +262,8 @@ def open_array(url: str, path: str = "", missing: Missing = "error") -> zarr.Arr
     where = f"{url}/{path}".rstrip("/")
     store = StrictStore(locations.zarr_store(url), locations.redact(url), missing)
     with locations.translated(where):
+        if locations.is_file(url):
+            raise NotOmeZarr("no Zarr array here", where=where, got="a file")
         try:
             array = zarr.open_array(store, path=path, mode="r")
         except FileNotFoundError as error:
@@ -227,9 +273,18 @@ def open_array(url: str, path: str = "", missing: Missing = "error") -> zarr.Arr
         except (ValueError, KeyError, TypeError, ZeroDivisionError, RecursionError, AttributeError) as error:
             raise MetadataError("the array's metadata are not valid", where=where, got=repr(error)) from error
     if array.dtype.kind not in "uifb":
-        raise MetadataError("not an array of real numbers", where=where, got=array.dtype, expected="integers or floats")
-    if 0 in array.shape:
-        raise MetadataError("an array without voxels", where=where, got=array.shape)
+        raise MetadataError(
+            "not an array of real numbers", where=where, got=array.dtype, expected="integers or floats"
+        )
+    if (
+        min(array.shape, default=1) < 1
+        or min(write_unit(array), default=1) < 1
+        or min(array.chunks, default=1) < 1
+    ):
+        raise MetadataError(
+            "an array without voxels", where=where, got=f"shape {array.shape}, chunks {array.chunks}"
+        )
+    guard_frames(array)
     return array
 
 
@@ -239,8 +294,6 @@ def with_box(source: ImageSource, box: Box, dropped: tuple[str, ...]) -> ImageSo
 
 
 def _json_metadata(array: zarr.Array[Any]) -> dict[str, Any]:
-    import json
-
     data = json.loads(json.dumps(array.metadata.to_dict(), default=str))
     # Attributes may change without a voxel changing.
     data.pop("attributes", None)

@@ -1,0 +1,277 @@
+"""How far noise is correlated, and which pixels are therefore hidden in training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from denoizarr.errors import BadRequest
+from denoizarr.figures import canvas
+
+
+def noise_kernel_figure(
+    mask: Any,
+    autocorrelation: Any,
+    z_scores: Any = None,
+    *,
+    z_threshold: float = 4.0,
+    title: str = "The shape of the noise",
+) -> Figure:
+    """Draw the noise's autocorrelation with the blind-spot kernel that was made from it.
+
+    Parameters
+    ----------
+    mask : (odd, odd) array of bool
+        The kernel, (y, x), centred; True is hidden.
+    autocorrelation : (odd, odd) array
+        Correlation at each lag, (y, x), centred, 1 at lag zero; of any odd shape.
+    z_scores : (odd, odd) array, optional
+        Correlation over its standard error, as ``autocorrelation``; gives the significance floor.
+    z_threshold : float
+        Standard errors that count as significant.
+    title : str
+        Title of the figure.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Axes in this order: heat map, kernel, cross-section along x, along y, colour bar.
+
+    Raises
+    ------
+    BadRequest
+        When an array is not two-dimensional with odd sides.
+    """
+    hidden = _centred(mask, "mask").astype(bool)
+    correlation = _centred(autocorrelation, "autocorrelation").astype(np.float64)
+    shape = tuple(max(sides) for sides in zip(hidden.shape, correlation.shape, (3, 3), strict=True))
+    correlation = fitted(correlation, (shape[0], shape[1]), fill=np.nan)
+    hidden = fitted(hidden, correlation.shape, fill=False)
+    floor = None
+    if z_scores is not None:
+        scores = fitted(_centred(z_scores, "z-scores").astype(np.float64), correlation.shape, fill=np.nan)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            floor = z_threshold * np.abs(correlation / scores)
+
+    figure = canvas.new_canvas(title, _caption(hidden, floor is not None, z_threshold), width=11, height=8.2)
+    panels = figure.subplots(2, 2, height_ratios=(1.35, 1))
+    limit = signed_limit(correlation)
+    if floor is not None and np.isfinite(floor).any():
+        limit = max(limit, float(np.nanmedian(floor)))
+    picture = correlation_map(panels[0, 0], correlation, hidden, limit=limit)
+    canvas.panel_title(panels[0, 0], "Correlation of the noise")
+    # The kernel with a little around it: at the map's scale a small one would be a dot.
+    near = [
+        2 * min(size // 2, reach + 3) + 1 for size, reach in zip(hidden.shape, _reach(hidden), strict=True)
+    ]
+    _kernel(panels[0, 1], fitted(hidden, (max(near), max(near)), fill=False))
+    _section(panels[1, 0], correlation, hidden, floor, axis=1, limit=limit)
+    _section(panels[1, 1], correlation, hidden, floor, axis=0, limit=limit)
+    canvas.colour_bar(figure, picture, panels[0, 0], "correlation (centre left out)")
+    return figure
+
+
+def correlation_map(axes: Axes, correlation: np.ndarray, hidden: np.ndarray, *, limit: float) -> Any:
+    """Draw a centred autocorrelation with the centre grey and the kernel outlined.
+
+    Parameters
+    ----------
+    axes : Axes
+        Where to draw.
+    correlation : (odd, odd) array
+        Centred; NaN is left white.
+    hidden : (odd, odd) array of bool
+        The kernel at the same shape.
+    limit : float
+        The colour scale runs from minus to plus this.
+    """
+    reach_y, reach_x = (size // 2 for size in correlation.shape)
+    shown = correlation.copy()
+    shown[reach_y, reach_x] = np.nan
+    extent = (-reach_x - 0.5, reach_x + 0.5, reach_y + 0.5, -reach_y - 0.5)
+    picture = axes.imshow(
+        shown,
+        cmap=canvas.SIGNED_MAP,
+        vmin=-limit,
+        vmax=limit,
+        extent=extent,
+        interpolation="nearest",
+        aspect="equal",
+    )
+    axes.add_patch(_square(0, 0, facecolor="#9a9a9a"))
+    axes.add_collection(LineCollection(mask_outline(hidden), colors=canvas.INK, linewidths=1.6))
+    _lag_axes(axes)
+    return picture
+
+
+def signed_limit(*correlations: np.ndarray) -> float:
+    """Largest correlation away from the centre of any of these, for one symmetric colour scale."""
+    largest = 0.0
+    for correlation in correlations:
+        aside = np.abs(correlation.astype(np.float64))
+        aside[tuple(size // 2 for size in aside.shape)] = 0
+        if np.isfinite(aside).any():
+            largest = max(largest, float(np.nanmax(aside)))
+    # Below this, what is there is estimation noise, and full colour would make it look like a finding.
+    return max(largest, 0.05)
+
+
+def fitted(array: np.ndarray, shape: tuple[int, ...], *, fill: Any) -> np.ndarray:
+    """Crop or pad a centred array of odd shape to another odd shape, keeping the centre."""
+    result = np.full(shape, fill, dtype=array.dtype)
+    source, target = [], []
+    for have, want in zip(array.shape, shape, strict=True):
+        reach = min(have, want) // 2
+        source.append(slice(have // 2 - reach, have // 2 + reach + 1))
+        target.append(slice(want // 2 - reach, want // 2 + reach + 1))
+    result[tuple(target)] = array[tuple(source)]
+    return result
+
+
+def mask_outline(hidden: np.ndarray) -> list[list[tuple[float, float]]]:
+    """Edges between hidden and other pixels, as segments of (x, y) lags around the centre."""
+    padded = np.pad(hidden, 1)
+    middle_y, middle_x = (size // 2 for size in hidden.shape)
+    segments: list[list[tuple[float, float]]] = []
+    for y, line in enumerate(padded[1:, 1:-1] != padded[:-1, 1:-1]):
+        height = y - middle_y - 0.5
+        segments += [[(a - middle_x - 0.5, height), (b - middle_x - 0.5, height)] for a, b in _runs(line)]
+    for x, line in enumerate((padded[1:-1, 1:] != padded[1:-1, :-1]).T):
+        side = x - middle_x - 0.5
+        segments += [[(side, a - middle_y - 0.5), (side, b - middle_y - 0.5)] for a, b in _runs(line)]
+    return segments
+
+
+def _runs(line: np.ndarray) -> list[tuple[int, int]]:
+    """Return first and end of every run of True: one long stroke has no joints to be seen."""
+    steps = np.flatnonzero(np.diff(np.concatenate([[False], line, [False]])))
+    return [(int(first), int(end)) for first, end in steps.reshape(-1, 2)]
+
+
+def _centred(array: Any, what: str) -> np.ndarray:
+    values = canvas.plane_of(array, what)
+    if any(size % 2 == 0 for size in values.shape):
+        raise BadRequest(f"the {what} has no centre", got=f"shape {values.shape}", expected="odd sides")
+    return values
+
+
+def _square(y: int, x: int, **colours: Any) -> Any:
+    return Rectangle((x - 0.5, y - 0.5), 1, 1, edgecolor="none", **colours)
+
+
+def _lag_axes(axes: Axes) -> None:
+    canvas.plain_plot(axes, x_label="distance along x (pixels)", y_label="distance along y (pixels)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, min_n_ticks=1))
+    axes.spines[["left", "bottom"]].set_visible(False)
+
+
+def _reach(hidden: np.ndarray) -> tuple[int, int]:
+    """Return how far from the centre the kernel goes, (y, x)."""
+    offsets = np.abs(np.argwhere(hidden) - np.array(hidden.shape) // 2)
+    return int(offsets[:, 0].max(initial=0)), int(offsets[:, 1].max(initial=0))
+
+
+def _kernel(axes: Axes, hidden: np.ndarray) -> None:
+    reach_y, reach_x = (size // 2 for size in hidden.shape)
+    axes.imshow(
+        np.where(hidden, 0.62, 0.94),
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        extent=(-reach_x - 0.5, reach_x + 0.5, reach_y + 0.5, -reach_y - 0.5),
+        interpolation="nearest",
+    )
+    axes.add_collection(LineCollection(mask_outline(hidden), colors=canvas.INK, linewidths=1.6))
+    axes.plot(0, 0, marker="o", color=canvas.VERMILION, markersize=7, linestyle="none")
+    _lag_axes(axes)
+    count = int(hidden.sum())
+    canvas.panel_title(axes, f"Hidden in training: {count} pixel{'s' if count != 1 else ''}")
+    handles = [
+        Line2D([], [], marker="o", color=canvas.VERMILION, linestyle="none", label="pixel being predicted"),
+        Line2D(
+            [],
+            [],
+            marker="s",
+            color="#9e9e9e",
+            markersize=9,
+            linestyle="none",
+            label="hidden from the network",
+        ),
+    ]
+    axes.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.16),
+        ncols=2,
+        frameon=False,
+        fontsize=canvas.TEXT_SIZE,
+    )
+
+
+def _section(
+    axes: Axes,
+    correlation: np.ndarray,
+    hidden: np.ndarray,
+    floor: np.ndarray | None,
+    *,
+    axis: int,
+    limit: float,
+) -> None:
+    """One line through the centre; the centre itself, always 1, would flatten everything else."""
+    middle = correlation.shape[1 - axis] // 2
+    profile, mask = (np.take(array, middle, axis=1 - axis) for array in (correlation, hidden))
+    reach = len(profile) // 2
+    lags = np.arange(-reach, reach + 1)
+    aside = lags != 0
+    if floor is not None:
+        level = np.take(floor, middle, axis=1 - axis)[aside]
+        axes.fill_between(
+            lags[aside], -level, level, color="#dcdcdc", step="mid", linewidth=0, label="could be chance"
+        )
+    axes.axhline(0, color=canvas.FAINT, linewidth=0.8)
+    for chosen, colour, label in ((mask, canvas.VERMILION, "hidden"), (~mask, canvas.BLUE, "not hidden")):
+        here = chosen & aside & np.isfinite(profile)
+        if here.any():
+            axes.vlines(lags[here], 0, profile[here], color=colour, linewidth=1.2)
+            axes.plot(
+                lags[here],
+                profile[here],
+                marker="o",
+                markersize=4.5,
+                linestyle="none",
+                color=colour,
+                label=label,
+            )
+    name = "yx"[axis]
+    canvas.panel_title(axes, f"Cut along {name}")
+    canvas.plain_plot(axes, x_label=f"distance along {name} (pixels)", y_label="correlation")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9, min_n_ticks=1))
+    lowest = float(np.nanmin(profile))
+    axes.set_ylim(-1.25 * limit if lowest < -0.3 * limit or limit < 0.2 else -0.4 * limit, 1.45 * limit)
+    axes.set_xlim(-reach - 0.5, reach + 0.5)
+    if not np.isfinite(profile[aside]).any():
+        text = "no correlation was recorded\nbeyond the pixel itself"
+        axes.text(0.5, 0.6, text, transform=axes.transAxes, ha="center", color=canvas.FAINT)
+    elif axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize=canvas.TEXT_SIZE, loc="upper right")
+
+
+def _caption(hidden: np.ndarray, floor_known: bool, z_threshold: float) -> str:
+    meaning = (
+        "Each square of the map says how strongly the noise of two pixels at that distance agrees: red, "
+        "together; blue, opposite; white, independently. A pixel that shares noise with the one being "
+        "predicted would give it away, so it is hidden (outlined). "
+    )
+    if int(hidden.sum()) == 1:
+        meaning += "Here no other pixel was found to share noise, so only the pixel itself is hidden. "
+    if floor_known:
+        meaning += f"Grey band: what chance alone could give ({z_threshold:.2g} standard errors)."
+    return meaning.strip()

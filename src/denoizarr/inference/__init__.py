@@ -1,0 +1,1 @@
+"""A trained network over a whole image, block by block."""

@@ -1,0 +1,356 @@
+"""A trained network over a whole image: planned first, then block by block, back into an OME-Zarr pyramid."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from denoizarr.engine.cluster import usable_cores
+from denoizarr.engine.runner import Step, run_step
+from denoizarr.engine.summary import RunSummary, summarise
+from denoizarr.errors import BadRequest, MemoryLimitTooSmall, ModelError
+from denoizarr.geometry.boxes import Box
+from denoizarr.geometry.grids import ceil_div
+from denoizarr.geometry.tiling import tile_for, tiles_of
+from denoizarr.images.layout import OutputLayout, chunks_like, plan_layout
+from denoizarr.images.output import begin_output, finish_output, ledger_url
+from denoizarr.images.pyramid import blocks_per_batch, build_pyramid
+from denoizarr.images.save import world_of
+from denoizarr.stores import locations
+from denoizarr.stores.images import ImageLike, as_image, open_image, reader_of
+from denoizarr.stores.sources import ImageReader
+from denoizarr.stores.strict import Missing
+from denoizarr.training.denoiser import Denoiser
+
+from .block import PredictionSpec, denoise_block
+
+_LOG = logging.getLogger(__name__)
+
+# Resident memory of a worker that has imported torch, zarr and distributed and done nothing yet; measured
+# 420 to 480 MB, rounded up.
+BASE_BYTES = 512 * 2**20
+# A batch is some seconds of a CPU core: the standard network does about half a megapixel a second.
+_BATCH_VOXELS = 2 * 2**20
+_TILE_SIDES = (2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 32, 16, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A prediction that has passed every check that can fail early.
+
+    Attributes
+    ----------
+    reader : ImageReader
+    layout : OutputLayout
+    tile_shape : tuple of int
+        Valid voxels of a tile along the model's axes.
+    blocks, batches : int
+        Of the finest level.
+    bytes_read, bytes_written : int
+        Decoded, halos included; the pyramid included.
+    bytes_per_worker : int
+        Projected peak memory.
+    recompute_factor : float
+        Voxels that the network computes over voxels kept.
+    changes : tuple of str
+        What of the input does not survive.
+    """
+
+    reader: ImageReader
+    layout: OutputLayout
+    tile_shape: tuple[int, ...]
+    blocks: int
+    batches: int
+    bytes_read: int
+    bytes_written: int
+    bytes_per_worker: int
+    recompute_factor: float
+    changes: tuple[str, ...]
+
+
+def parse_bytes(text: str | int, where: str = "memory_limit") -> int:
+    """Return a number of bytes from 2147483648, "2GiB" or "500 MB"."""
+    if isinstance(text, int):
+        return text
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise BadRequest("not an amount of memory", where=where, got=repr(text), expected='such as "2GiB"')
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+
+
+def plan_prediction(
+    denoiser: Denoiser,
+    image: xr.DataArray,
+    destination: str | Path,
+    *,
+    memory_limit: str | int = "2GiB",
+    tile_shape: Sequence[int] | None = None,
+    dtype: str | np.dtype[Any] | None = None,
+    ome_version: str = "0.5",
+    chunks: Sequence[int] | None = None,
+    shards: Sequence[int] | None = None,
+    levels: int | None = None,
+) -> Prediction:
+    """Check a prediction and say what it will cost; reads metadata only.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+    image : DataArray
+    destination : str or Path
+    memory_limit : str or int
+        Per worker process (per thread where there is no cluster).
+    tile_shape, dtype, ome_version, chunks, shards, levels
+        As in ``predict``.
+
+    Raises
+    ------
+    ModelError, BadRequest, MisalignedGrid, MemoryLimitTooSmall
+    """
+    reader = reader_of(image)
+    n = len(denoiser.halo)
+    _check_model(denoiser, reader, n)
+    kept = np.dtype(reader.dtype if dtype in (None, "same") else dtype)
+    if kept.kind not in "uif":
+        raise BadRequest("an output dtype is an integer or a float", got=kept)
+    scale, translation, units = world_of(image)
+    ome = image.attrs.get("ome") if isinstance(image.attrs.get("ome"), dict) else {}
+    layout = plan_layout(
+        locations.join(destination),
+        dims=reader.dims,
+        shape=reader.shape,
+        dtype=kept,
+        scale=scale,
+        translation=translation,
+        units=units,
+        ome_version=ome_version,
+        chunks=chunks if chunks is not None else chunks_like(reader.dims, reader.chunks, reader.shape),
+        shards=shards,
+        levels=levels,
+        name=str(image.name or ""),
+        omero=(ome or {}).get("omero"),
+    )
+    grid = layout.levels[0].write_units
+    first = grid.box(0)
+    tile, peak = _tile_that_fits(denoiser, reader, first, kept, parse_bytes(memory_limit), tile_shape)
+    planes = prod(reader.shape[:-n])
+    spatial = reader.shape[-n:]
+    inner = tuple(min(a, b) for a, b in zip(tile, first.shape[-n:], strict=True))
+    tiles = tiles_of(Box.whole(spatial), inner, spatial, denoiser.halo, denoiser.stride)
+    computed = sum(t.read.size for t in tiles)
+    read = sum(_read_size(denoiser, grid.box(i), spatial, n) for i in range(min(len(grid), 64)))
+    read = int(
+        read * len(grid) / min(len(grid), 64)
+    )  # 64 blocks stand for all: metadata must suffice for a petabyte
+    written = sum(prod(level.shape) for level in layout.levels) * kept.itemsize
+    changes = () if kept == reader.dtype else (f"dtype {reader.dtype} became {kept}",)
+    return Prediction(
+        reader,
+        layout,
+        tile,
+        len(grid),
+        ceil_div(len(grid), blocks_per_batch(first.size, _BATCH_VOXELS)),
+        read * reader.dtype.itemsize,
+        written,
+        peak,
+        round(computed * planes / prod(reader.shape), 4),
+        changes,
+    )
+
+
+def _check_model(denoiser: Denoiser, reader: ImageReader, n: int) -> None:
+    if len(reader.shape) < n:
+        raise ModelError(
+            "a model of more axes than the image",
+            got=f"{n} axes for {reader.dims}",
+            remedy="train on this image",
+        )
+    channels = reader.shape[reader.dims.index("c")] if "c" in reader.dims else 1
+    if denoiser.channels not in (1, channels):
+        raise ModelError(
+            "model and image differ in channels", where=reader.name, got=channels, expected=denoiser.channels
+        )
+
+
+def _read_size(denoiser: Denoiser, box: Box, spatial: tuple[int, ...], n: int) -> int:
+    valid = Box(box.start[-n:], box.stop[-n:])
+    planes = prod(box.shape[:-n])
+    return planes * tile_for(valid, spatial, denoiser.halo, denoiser.stride).inside(spatial).size
+
+
+def _tile_that_fits(
+    denoiser: Denoiser,
+    reader: ImageReader,
+    block: Box,
+    dtype: np.dtype[Any],
+    limit_bytes: int,
+    asked: Sequence[int] | None,
+) -> tuple[tuple[int, ...], int]:
+    """Return the tile and the projected peak: the largest tile under the limit recomputes least."""
+    n = len(denoiser.halo)
+    spatial = reader.shape[-n:]
+    block_read = _read_size(denoiser, block, spatial, n) * reader.dtype.itemsize
+    # Raw voxels, result, what is read back to check it, and the encoded shard.
+    around = BASE_BYTES + 2 * block_read + 4 * block.size * dtype.itemsize
+
+    def peak(tile: tuple[int, ...]) -> int:
+        inner = tuple(min(t, b) for t, b in zip(tile, block.shape[-n:], strict=True))
+        grown = prod(t + 2 * h + s for t, h, s in zip(inner, denoiser.halo, denoiser.stride, strict=True))
+        return int(around + grown * denoiser.bytes_per_voxel)
+
+    if asked is not None:
+        tile = tuple(int(t) for t in asked)
+        if len(tile) != n or any(t < 1 or t % s for t, s in zip(tile, denoiser.stride, strict=True)):
+            raise BadRequest(
+                "a tile is a multiple of the network's stride",
+                got=tile,
+                expected=f"multiples of {denoiser.stride}",
+            )
+        candidates = [tile]
+    else:
+        candidates = [(side,) * n for side in _TILE_SIDES if side % max(denoiser.stride) == 0]
+    for tile in candidates:
+        if peak(tile) <= limit_bytes:
+            return tile, peak(tile)
+    smallest = peak(candidates[-1])
+    raise MemoryLimitTooSmall(
+        "not even one tile fits",
+        where="memory_limit",
+        got=f"{limit_bytes / 2**20:.0f} MiB",
+        expected=f"at least {ceil_div(smallest, 2**20)} MiB",
+        remedy="raise it or ask for smaller shards",
+    )
+
+
+def predict(
+    denoiser: Denoiser | str | Path,
+    source: ImageLike | Sequence[ImageLike],
+    destination: str | Path,
+    *,
+    client: Any = None,
+    memory_limit: str | int = "2GiB",
+    tile_shape: Sequence[int] | None = None,
+    dtype: str | np.dtype[Any] | None = None,
+    ome_version: str = "0.5",
+    chunks: Sequence[int] | None = None,
+    shards: Sequence[int] | None = None,
+    levels: int | None = None,
+    missing: Missing = "error",
+    overwrite: bool = False,
+    progress: bool = True,
+) -> RunSummary:
+    """Denoise a whole image into an OME-Zarr pyramid whose voxels do not show where the blocks were.
+
+    Run again with the same arguments to resume: blocks that the ledger holds are not done twice.
+
+    Parameters
+    ----------
+    denoiser : Denoiser, str or Path
+    source : str, Path, zarr.Array, DataArray, dask or numpy array
+        Any axes of t, c, z beside the model's own are looped. With a ``client``, workers must be able to
+        read it from its store.
+    destination : str or Path
+        The output; its ledger, with a copy of the model, lies beside it as ``<destination>.ledger``.
+    client : distributed.Client, optional
+        Without one, as many threads of this process as there are cores.
+    memory_limit : str or int
+        Per worker process, or per thread where there is no client.
+    tile_shape : sequence of int, optional
+        Valid voxels of a tile along the model's axes; by default the largest that fits the limit.
+    dtype : optional
+        Of the output; the input's by default. Integers are rounded half to even and clipped.
+    ome_version, chunks, shards, levels
+        As in ``save_image``; by default the input's chunks where they suit.
+    missing : {"error", "fill"}
+        For a source given as URL: an absent chunk is an error, or is filled and counted.
+    overwrite : bool
+    progress : bool
+
+    Returns
+    -------
+    RunSummary
+
+    Raises
+    ------
+    ModelError, MemoryLimitTooSmall, OutputExists, LedgerMismatch, MissingChunk, NonFiniteData, BlockFailed,
+    ClusterLost
+    """
+    started = time.monotonic()
+    model = Denoiser.load(denoiser) if isinstance(denoiser, str | Path) else denoiser
+    if isinstance(source, list | tuple):
+        raise BadRequest(
+            "predict writes one image",
+            got=f"{len(source)} images",
+            remedy="call it for each, or list them in a job file",
+        )
+    image = open_image(source, missing=missing) if isinstance(source, str | Path) else as_image(source)  # type: ignore[arg-type]
+    planned = plan_prediction(
+        model,
+        image,
+        destination,
+        memory_limit=memory_limit,
+        tile_shape=tile_shape,
+        dtype=dtype,
+        ome_version=ome_version,
+        chunks=chunks,
+        shards=shards,
+        levels=levels,
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    identity = {
+        "kind": "predict",
+        "input": planned.reader.identity,
+        "missing": getattr(planned.reader.source, "missing", "error"),
+        "model": model.digest,
+        "tile_shape": list(planned.tile_shape),
+        "threads": 1,
+        "device": device,
+    }
+    ledger = begin_output(planned.layout, identity, overwrite=overwrite)
+    model_url = locations.join(ledger_url(planned.layout.url), "model.safetensors")
+    if not locations.exists(model_url):
+        model.save(model_url)
+    grid = planned.layout.levels[0].write_units
+    step = Step(
+        "level-0",
+        denoise_block,
+        PredictionSpec(
+            planned.reader, model_url, model.digest, planned.layout, planned.tile_shape, 1, device
+        ),
+        len(grid),
+        blocks_per_batch(grid.box(0).size, _BATCH_VOXELS),
+    )
+    threads_before = torch.get_num_threads()
+    threads = usable_cores()
+    try:
+        records = run_step(
+            step, ledger=ledger, client=client, threads=threads, progress=progress, label="inference"
+        )
+    finally:
+        torch.set_num_threads(threads_before)
+    absent = {
+        name
+        for record in records
+        for result in record["results"]
+        for name in result.get("missing_chunks", ())
+    }
+    records += build_pyramid(planned.layout, ledger, client=client, threads=threads, progress=progress)
+    finish_output(planned.layout)
+    return summarise(
+        planned.layout.url,
+        records,
+        seconds=time.monotonic() - started,
+        changes=planned.changes,
+        missing_chunks=len(absent),
+    )

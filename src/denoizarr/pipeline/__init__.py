@@ -1,0 +1,1 @@
+"""The whole job: configuration, plan, run and demo."""

@@ -1,0 +1,273 @@
+"""The dry run: every check that can fail early, and what the job will cost, from metadata alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from denoizarr.engine.cluster import usable_cores
+from denoizarr.errors import BadData, BadRequest, ConfigError, ImageNotFound, PatchTooLarge, Unfinished
+from denoizarr.inference.predict import Prediction, plan_prediction
+from denoizarr.kernels.unet import NetworkShape, build_network
+from denoizarr.stores import locations
+from denoizarr.stores.images import as_images, open_image, reader_of
+from denoizarr.training.denoiser import Denoiser, Normalisation
+from denoizarr.training.noise_kernel import NoiseKernel
+from denoizarr.training.options import TrainingOptions
+
+from .config import JobConfig, StageSettings
+
+# The standard network (depth 2, 32 features) on one CPU core: voxels predicted, patch voxels trained.
+_PREDICTED_PER_SECOND = 0.44e6
+_TRAINED_PER_SECOND = 0.19e6
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a job would do.
+
+    Attributes
+    ----------
+    blocks, batches : int
+        Of the finest level of all outputs; one task is one batch.
+    bytes_read, bytes_written : int
+        Decoded voxels of the inference, halos and pyramid included.
+    bytes_per_worker : int
+        Projected peak memory of a worker process.
+    recompute_factor : float
+        Voxels computed over voxels kept, largest of the images.
+    seconds : float
+        A rough guess from constants of one CPU core, training included; within a factor of two.
+    problems : tuple of str
+        Why the job would be refused; empty where it would start.
+    """
+
+    blocks: int = 0
+    batches: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    bytes_per_worker: int = 0
+    recompute_factor: float = 1.0
+    seconds: float = 0.0
+    problems: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON-able data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedJob:
+    """A job whose inputs are open and whose settings fit them.
+
+    Attributes
+    ----------
+    job : JobConfig
+    images : tuple of DataArray
+    names : tuple of str
+        Unique and safe as file names, one per image.
+    stage1, stage2 : TrainingOptions or None
+        None for a stage that does not run.
+    kernel : NoiseKernel or None
+        From ``stage2.mask_file_path``.
+    predictions : tuple of Prediction
+        One per image, for a network of the last stage's shape.
+    """
+
+    job: JobConfig
+    images: tuple[xr.DataArray, ...]
+    names: tuple[str, ...]
+    stage1: TrainingOptions | None
+    stage2: TrainingOptions | None
+    kernel: NoiseKernel | None
+    predictions: tuple[Prediction, ...]
+
+
+def plan(config: JobConfig | Mapping[str, Any] | str | Path) -> Plan:
+    """Say what a job would do, without doing any of it.
+
+    Parameters
+    ----------
+    config : JobConfig, dict or path of a YAML file
+
+    Returns
+    -------
+    Plan
+        With ``problems`` where the job would be refused.
+
+    Raises
+    ------
+    ConfigError
+        The job file itself is not valid.
+    """
+    job = JobConfig.load(config)
+    try:
+        checked = check_job(job)
+    except (BadRequest, BadData, Unfinished) as error:
+        return Plan(problems=(str(error),))
+    planned = checked.predictions
+    workers = usable_cores() if job.cluster.workers == "auto" else job.cluster.workers
+    voxels = sum(int(np.prod(p.reader.shape)) * p.recompute_factor for p in planned)
+    times = 1 + int(checked.stage1 is not None and checked.stage2 is not None and job.output.keep_stage1)
+    cost = _cost(checked.stage2 or checked.stage1)
+    inference = times * voxels * cost / _PREDICTED_PER_SECOND / workers
+    training = sum(_training_seconds(o) for o in (checked.stage1, checked.stage2) if o is not None)
+    return Plan(
+        blocks=times * sum(p.blocks for p in planned),
+        batches=times * sum(p.batches for p in planned),
+        bytes_read=times * sum(p.bytes_read for p in planned),
+        bytes_written=times * sum(p.bytes_written for p in planned),
+        bytes_per_worker=max(p.bytes_per_worker for p in planned),
+        recompute_factor=max(p.recompute_factor for p in planned),
+        seconds=round(inference + training, 1),
+    )
+
+
+def check_job(job: JobConfig) -> CheckedJob:
+    """Open the inputs and check everything that can be checked without reading voxels.
+
+    Raises
+    ------
+    BadRequest, BadData, Unfinished
+        The first thing that is wrong.
+    """
+    images = tuple(image for source in job.input.sources for image in _open(source, job))
+    names = _names(images)
+    stage1 = options_of(job.stage1) if job.run_stage1 else None
+    stage2 = options_of(job.stage2) if job.run_stage2 else None
+    for label, options in (("stage1", stage1), ("stage2", stage2)):
+        if options is not None:
+            _check_patch(images, options, label)
+    kernel = None
+    if stage2 is not None and job.stage2.mask_file_path is not None:
+        kernel = NoiseKernel.load(job.stage2.mask_file_path)
+    _check_alike(images)
+    _check_outside(job)
+    network = _untrained(stage2 or stage1, _channels(images[0]))
+    predictions = tuple(
+        plan_prediction(network, image, destination_of(job, names, name), **output_options(job))
+        for image, name in zip(images, names, strict=True)
+    )
+    return CheckedJob(job, images, names, stage1, stage2, kernel, predictions)
+
+
+def _open(source: str, job: JobConfig) -> list[xr.DataArray]:
+    if any(sign in source for sign in "*?[") and not locations.exists(source):
+        urls = [str(image.attrs["url"]) for image in as_images(source, job.input.axes)]
+    else:
+        urls = [source]
+    return [
+        open_image(url, level=job.input.level, missing=job.input.missing, axes=job.input.axes) for url in urls
+    ]
+
+
+def _names(images: tuple[xr.DataArray, ...]) -> tuple[str, ...]:
+    names: list[str] = []
+    for image in images:
+        stem = str(image.name or "image")
+        twins = sum(1 for other in names if other == stem or other.startswith(f"{stem}-"))
+        names.append(stem if not twins else f"{stem}-{twins + 1}")
+    return tuple(names)
+
+
+def options_of(settings: StageSettings) -> TrainingOptions:
+    """Return a stage's settings as the trainer takes them."""
+    fields = settings.model_dump(exclude={"mask_source", "mask_file_path"})
+    return TrainingOptions(**fields)
+
+
+def output_options(job: JobConfig) -> dict[str, Any]:
+    """Return the settings of the output as ``predict`` takes them."""
+    given: dict[str, Any] = {"memory_limit": job.cluster.memory_limit, "ome_version": job.output.ome_version}
+    given["dtype"] = None if job.output.dtype == "same" else job.output.dtype
+    for key in ("chunks", "shards", "levels"):
+        value = getattr(job.output, key)
+        given[key] = None if value == "auto" else value
+    return given
+
+
+def destination_of(job: JobConfig, names: tuple[str, ...], name: str, kind: str = "denoised") -> str:
+    """Return where an output image lies in the run folder: in a folder of its kind where there are several."""
+    if len(names) == 1:
+        return locations.join(job.output.url, f"{kind}.ome.zarr")
+    return locations.join(job.output.url, kind, f"{name}.ome.zarr")
+
+
+def _check_patch(images: tuple[xr.DataArray, ...], options: TrainingOptions, label: str) -> None:
+    patch = (
+        options.patch_size
+        if isinstance(options.patch_size, tuple)
+        else (options.patch_size, options.patch_size)
+    )
+    for image in images:
+        extent = tuple(int(image.sizes[d]) for d in ("y", "x"))
+        if any(p > n for p, n in zip(patch, extent, strict=True)):
+            raise PatchTooLarge(
+                "a patch does not fit into the image",
+                where=f"{label}.patch_size, {image.attrs.get('url')}",
+                got=f"{patch[0]} x {patch[1]}",
+                expected=f"at most {extent[0]} x {extent[1]} (y x x)",
+            )
+
+
+def _check_alike(images: tuple[xr.DataArray, ...]) -> None:
+    channels = {_channels(image) for image in images}
+    if len(channels) > 1:
+        raise ConfigError(
+            "images of one job have the same number of channels", where="input.urls", got=sorted(channels)
+        )
+
+
+def _channels(image: xr.DataArray) -> int:
+    return int(image.sizes.get("c", 1))
+
+
+def _check_outside(job: JobConfig) -> None:
+    """Refuse a run folder inside an input: its outputs would become part of what is read."""
+    run = locations.local_path(job.output.url)
+    for source in job.input.sources:
+        path = locations.local_path(source)
+        if path == run or path in run.parents:
+            raise ConfigError(
+                "the output lies inside the input",
+                where="output.url",
+                got=str(run),
+                remedy="choose another folder",
+            )
+    if job.stage2.mask_file_path is not None and not locations.exists(job.stage2.mask_file_path):
+        raise ImageNotFound("no kernel file here", where=f"stage2.mask_file_path {job.stage2.mask_file_path}")
+
+
+def _untrained(options: TrainingOptions | None, channels: int) -> Denoiser:
+    """Return a network of the right shape and random weights: what a plan needs of a model."""
+    assert options is not None, "a job has a stage"
+    shape = NetworkShape(features=options.features, depth=options.num_layers)
+    return Denoiser(
+        shape, build_network(shape).state_dict(), Normalisation((0.0,) * channels, (1.0,) * channels)
+    )
+
+
+def _cost(options: TrainingOptions | None) -> float:
+    """Return the cost per voxel relative to the standard network."""
+    assert options is not None, "a job has a stage"
+    return (options.features / 32) ** 2 * (0.6 + 0.2 * options.num_layers)
+
+
+def _training_seconds(options: TrainingOptions) -> float:
+    patch = (
+        options.patch_size
+        if isinstance(options.patch_size, tuple)
+        else (options.patch_size, options.patch_size)
+    )
+    patches = options.num_epochs * (options.patches_per_epoch or 4096)
+    return patches * patch[0] * patch[1] * _cost(options) / _TRAINED_PER_SECOND / usable_cores()
+
+
+def reader_identities(images: tuple[xr.DataArray, ...]) -> list[dict[str, Any]]:
+    """Return what names the inputs of a job."""
+    return [reader_of(image).identity for image in images]

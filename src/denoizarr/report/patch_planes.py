@@ -1,0 +1,164 @@
+"""What the patch index and the filter map say about one plane."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from denoizarr.errors import BadRequest
+from denoizarr.selection.patch_index import PatchIndex
+from denoizarr.stores import locations
+
+from .planes import Planes
+from .run_folder import RunFolder, number_in
+
+_DRAWN = 40_000
+_ENOUGH = 40
+
+_LABELS = {
+    "shannon": "Shannon entropy (bit)",
+    "max": "typical maximum (grey levels)",
+    "mean_std": "mean intensity (grey levels)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FilterPlane:
+    """The filter map over what is shown.
+
+    Attributes
+    ----------
+    values : (cells y, cells x) float array
+    keep : (cells y, cells x) array of bool
+        False where the index gives a cell less than its full chance.
+    threshold : float or None
+    label : str
+    cell_shape : (int, int)
+        Pixels, (y, x).
+    """
+
+    values: np.ndarray[Any, Any]
+    keep: np.ndarray[Any, Any]
+    threshold: float | None
+    label: str
+    cell_shape: tuple[int, int]
+
+
+def origins_near(index: PatchIndex, planes: Planes) -> tuple[np.ndarray[Any, Any], str]:
+    """Draw patches as training does and keep those that lie on or near what is shown.
+
+    Parameters
+    ----------
+    index : PatchIndex
+    planes : Planes
+
+    Returns
+    -------
+    origins : (n, 2) int array
+        (y, x) in the pixels of ``planes.raw``; patches wholly inside it.
+    sentence : str
+        Which ones these are.
+    """
+    drawn = np.asarray(index.sample(_DRAWN, 0))
+    leading = [dim for dim in planes.dims if dim not in ("c", "y", "x")]
+    if drawn.shape[1] == len(leading) + 3:
+        # Of several images, the first is shown.
+        drawn = drawn[drawn[:, 0] == 0, 1:]
+    distance = np.zeros(len(drawn))
+    for column, dim in enumerate(leading):
+        distance = np.maximum(distance, np.abs(drawn[:, column] - planes.position[dim]))
+    size = np.array(index.patch_size)
+    corners = drawn[:, -2:] - np.array(planes.corner)
+    inside = ((corners >= 0) & (corners + size <= np.array(planes.raw.shape))).all(axis=1)
+    corners, distance = corners[inside], distance[inside]
+    here = distance == 0
+    if here.sum() >= _ENOUGH or not leading:
+        return corners[here], f"Patches on {planes.where()}."
+    # A stack of thousands of planes has few patches on any one of them.
+    nearest = np.argsort(distance, kind="stable")[:_ENOUGH]
+    reach = int(distance[nearest].max(initial=0))
+    return corners[nearest], f"Patches on {planes.where()} and up to {reach} planes around it."
+
+
+def filter_plane(run: RunFolder, index: PatchIndex, planes: Planes) -> FilterPlane | None:
+    """Return the filter map that an index was made from, over what is shown, or None without a filter.
+
+    Raises
+    ------
+    DenoizarrError
+        When the map cannot be read.
+    """
+    name = _filter_name(index.settings)
+    if name is None:
+        return None
+    patch = (int(index.patch_size[0]), int(index.patch_size[1]))
+    scores = _scores(_map_url(run), name, planes, patch)
+    if scores is None:
+        return None
+    weights = index.weights[0] if isinstance(index.weights, list) else index.weights
+    place = {dim: number for dim, number in planes.position.items() if dim in weights.dims}
+    chances = np.asarray(weights.isel(place).values)[_shown(planes, patch)]
+    highest = float(np.max(chances)) if chances.size else 1.0
+    return FilterPlane(
+        values=scores,
+        keep=np.asarray(chances >= 0.999 * highest) if highest > 0 else np.zeros(chances.shape, bool),
+        threshold=_threshold(index.settings),
+        label=_LABELS.get(name, name),
+        cell_shape=patch,
+    )
+
+
+def _map_url(run: RunFolder) -> str:
+    """Return where the first image's scores lie."""
+    images = run.summary.get("images")
+    first = images[0] if isinstance(images, list) and images else None
+    if isinstance(images, list) and len(images) > 1 and isinstance(first, Mapping):
+        return locations.join(run.url, "filter_map", f"{first.get('name')}.zarr")
+    return locations.join(run.url, "filter_map.zarr")
+
+
+def _filter_name(settings: Mapping[str, Any]) -> str | None:
+    value = settings.get("name")
+    return value if isinstance(value, str) else None
+
+
+def _threshold(settings: Mapping[str, Any]) -> float | None:
+    found = [number_in(settings, key) for key in ("threshold", "mean_threshold")]
+    return next((value for value in found if value is not None), None)
+
+
+def _scores(url: str, name: str, planes: Planes, patch: tuple[int, int]) -> np.ndarray[Any, Any] | None:
+    """Read the survey's scores over what is shown; of a score of several statistics, the first (the mean)."""
+    if not locations.exists(url):
+        return None
+    arrays = dict(locations.open_group(url, "r").arrays())
+    # The max score at another coverage than the usual one is stored as "max-0.5".
+    name = next((key for key in arrays if key == name or key.startswith(f"{name}-")), name)
+    if name not in arrays:
+        raise BadRequest(
+            "no such score in the filter map", where=url, got=name, expected=", ".join(arrays) or "any"
+        )
+    array = arrays[name]
+    named: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("dims")
+    if named is None:
+        named = planes.dims if array.ndim == len(planes.dims) else ("statistic", *planes.dims)
+    rows, columns = _shown(planes, patch)
+    index: list[int] = [
+        planes.position.get(str(dim), 0) if size > 1 else 0
+        for dim, size in zip(named[:-2], array.shape[:-2], strict=True)
+    ]
+    place: list[int | slice] = [*index, rows, columns]
+    with locations.translated(url):
+        return np.asarray(array[tuple(place)], dtype=np.float64)
+
+
+def _shown(planes: Planes, patch: tuple[int, int]) -> tuple[slice, slice]:
+    """Return which cells lie over what is shown; its corner is that of a cell."""
+    rows, columns = (
+        slice(corner // size, -(-(corner + length) // size))
+        for corner, length, size in zip(planes.corner, planes.raw.shape, patch, strict=True)
+    )
+    return rows, columns

@@ -1,0 +1,1 @@
+"""Where to look: statistics, filter maps and the patch index, all lazy."""

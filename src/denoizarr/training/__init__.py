@@ -1,0 +1,1 @@
+"""From patches to a trained model: the stream, the noise kernel, the loop, the model file."""

@@ -1,0 +1,198 @@
+"""What a user can choose about training, checked at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from denoizarr.errors import ConfigError
+from denoizarr.geometry.grids import round_up
+from denoizarr.kernels.blindspot import STRATEGIES, strategy_named
+from denoizarr.kernels.unet import NetworkShape, Norm, Upsampling
+
+# An epoch of a small image would be a handful of steps otherwise: validation, checkpoint and log per second.
+_FEWEST_PATCHES, _MOST_PATCHES = 1024, 4096
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOptions:
+    """Settings of :func:`~denoizarr.train`.
+
+    Attributes
+    ----------
+    patch_size : int or (int, int)
+        (y, x) in pixels; multiples of the network's stride, ``2 ** num_layers``.
+    batch_size : int
+        Patches per step. Many small steps reach further than few large ones at equal cost.
+    num_epochs : int
+        The learning rate falls from ``learning_rate`` to zero over all of them, along half a cosine.
+    patches_per_epoch : int, optional
+        None: as many as the index holds, but at least 1024 and at most 4096.
+    mask_percentage : float
+        Predicted pixels, per cent of a patch; each hides the pixels of the blind-spot kernel around it, too.
+    masking_strategy : str or int
+        "uniform", "median", "mean", "zero", "random", or 0, 1, 2 for mean, zero, random.
+    learning_rate : float
+        At the start.
+    features, num_layers : int
+        Channels of the network's finest level, and how often it halves its input.
+    norm : {"batch", "none"}
+        Batch normalisation, or nothing, which is faster and no worse.
+    upsampling : {"nearest", "transposed"}
+    seed : int
+        Decides the weights at the start, the patches, the blind spots and the turns.
+    precision : {"float32", "bfloat16"}
+        "bfloat16" computes the steps in mixed precision: faster where the processor has it.
+    augment : bool
+        Turn patches by the flips and quarter turns that leave the kernel unchanged.
+    validation_fraction : float
+        Part of the index that is kept from training; 0 keeps the last epoch's weights in place of the best.
+    validation_patches : int
+        Patches of the fixed validation set; where fewer were held out, each is masked in several ways.
+    ema_decay : float
+        The model is a running average of the weights: each step keeps this part of it (less at the start).
+    gradient_clip : float
+        Largest norm of a gradient.
+    device : str
+        "auto" (cuda where there is one), "cpu", "cuda" or "cuda:1".
+    threads : int, optional
+        Threads that compute a step on the CPU, which decide the last bits of the weights. None: as many as
+        torch would use, or when resuming as many as were used before.
+
+    Raises
+    ------
+    ConfigError
+        A value is out of range; the message names the setting and what would do.
+    """
+
+    patch_size: int | tuple[int, int] = 64
+    batch_size: int = 8
+    num_epochs: int = 10
+    patches_per_epoch: int | None = None
+    mask_percentage: float = 1.5
+    masking_strategy: str | int = "uniform"
+    learning_rate: float = 1e-3
+    features: int = 32
+    num_layers: int = 2
+    norm: Norm = "none"
+    upsampling: Upsampling = "nearest"
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    augment: bool = True
+    validation_fraction: float = 0.1
+    validation_patches: int = 128
+    ema_decay: float = 0.999
+    gradient_clip: float = 1.0
+    device: str = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        given: object = self.patch_size
+        if isinstance(given, list):  # as JSON and YAML write a pair
+            object.__setattr__(self, "patch_size", tuple(given))
+        for name, lowest, highest in (
+            ("batch_size", 1, 2**16),
+            ("num_epochs", 1, 10**6),
+            ("patches_per_epoch", 1, 2**31),
+            ("features", 1, 1024),
+            ("num_layers", 1, 6),
+            ("seed", 0, 2**63 - 1),
+            ("validation_patches", 1, 2**16),
+            ("threads", 1, 1024),
+        ):
+            self._check_integer(name, lowest, highest)
+        for name, lowest_number, highest_number, inclusive in (
+            ("mask_percentage", 0.0, 50.0, False),
+            ("learning_rate", 0.0, 1.0, False),
+            ("validation_fraction", 0.0, 0.5, True),
+            ("ema_decay", 0.0, 0.999999, True),
+            ("gradient_clip", 0.0, math.inf, False),
+        ):
+            self._check_number(name, lowest_number, highest_number, inclusive)
+        self._check_choice("norm", ("batch", "none"))
+        self._check_choice("upsampling", ("nearest", "transposed"))
+        self._check_choice("precision", ("float32", "bfloat16"))
+        self._check_patch_size()
+        self._check_strategy()
+        if self.device not in ("auto", "cpu") and not str(self.device).startswith("cuda"):
+            raise ConfigError(
+                "no such device", where="device", got=repr(self.device), expected="auto, cpu, cuda or cuda:N"
+            )
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """``patch_size`` as a pair (y, x)."""
+        return (self.patch_size, self.patch_size) if isinstance(self.patch_size, int) else self.patch_size
+
+    @property
+    def network_shape(self) -> NetworkShape:
+        """The network that these settings ask for."""
+        return NetworkShape(
+            ndim=2,
+            features=self.features,
+            depth=self.num_layers,
+            norm=self.norm,
+            upsampling=self.upsampling,
+        )
+
+    def epoch_size(self, n_patches: int) -> int:
+        """Return the patches of an epoch over an index of ``n_patches``."""
+        return self.patches_per_epoch or min(max(n_patches, _FEWEST_PATCHES), _MOST_PATCHES)
+
+    def _check_integer(self, name: str, lowest: int, highest: int) -> None:
+        value = getattr(self, name)
+        if value is None and name in ("patches_per_epoch", "threads"):
+            return
+        if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
+            expected = f"an integer from {lowest} to {highest}"
+            raise ConfigError("setting out of range", where=name, got=repr(value), expected=expected)
+
+    def _check_number(self, name: str, lowest: float, highest: float, inclusive: bool) -> None:
+        value = getattr(self, name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not lowest <= value <= highest or (value == lowest and not inclusive):
+            expected = f"a number {'from' if inclusive else 'above'} {lowest:g}"
+            expected += f", at most {highest:g}" if highest < math.inf else ""
+            raise ConfigError("setting out of range", where=name, got=repr(value), expected=expected)
+
+    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        if getattr(self, name) not in choices:
+            got = repr(getattr(self, name))
+            raise ConfigError("unknown setting", where=name, got=got, expected=" or ".join(choices))
+
+    def _check_strategy(self) -> None:
+        try:
+            strategy_named(self.masking_strategy)
+        except ValueError as error:
+            expected = f"{', '.join(STRATEGIES)}, or 0, 1, 2 for mean, zero, random"
+            got = repr(self.masking_strategy)
+            raise ConfigError(
+                "no such strategy", where="masking_strategy", got=got, expected=expected
+            ) from error
+
+    def _check_patch_size(self) -> None:
+        size, stride = self.patch_size, 2**self.num_layers
+        if isinstance(size, tuple) and len(size) == 3:
+            raise ConfigError(
+                "volumes as patches are not trained in this version",
+                where="patch_size",
+                got=size,
+                expected="an int or (y, x), applied plane by plane",
+            )
+        pair = size if isinstance(size, tuple) else (size, size)
+        if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in pair):
+            raise ConfigError(
+                "not a patch size", where="patch_size", got=repr(size), expected="an int or (y, x)"
+            )
+        if any(n % stride or n < 2 * stride for n in pair):
+            valid = tuple(max(round_up(n, stride), 2 * stride) for n in pair)
+            raise ConfigError(
+                f"a patch is a multiple of the stride, here {stride}, twice or more",
+                where="patch_size",
+                got=size,
+                expected=valid if isinstance(size, tuple) else valid[0],
+            )
+
+
+DEFAULT_OPTIONS = TrainingOptions()

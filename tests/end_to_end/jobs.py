@@ -1,0 +1,68 @@
+"""A small job that has every phase, and how to start it as a user does."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from denoizarr.images.save import save_image
+
+STAGE = {"features": 4, "num_epochs": 3, "patches_per_epoch": 64, "patch_size": 32}
+SHAPE = (6, 768, 768)
+
+
+def scan_noise(shape=SHAPE, seed=0, length=5):
+    """Return a smooth scene with white noise and noise that is correlated along x over ``length`` pixels."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[: shape[-2], : shape[-1]]
+    scene = 300 + 120 * np.sin(y / 37) * np.cos(x / 29)
+    white = generator.normal(0, 12, shape)
+    rows = generator.normal(0, 1, (*shape[:-1], shape[-1] + length - 1))
+    rows = sum(rows[..., i : i + shape[-1]] for i in range(length)) * (20 / np.sqrt(length))
+    return (scene + white + rows).clip(0, 65535).astype(np.uint16)
+
+
+def write_job(folder: Path, image: np.ndarray | None = None, **changes: object) -> Path:
+    """Save the image and a job file beside it; returns the job file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / "in.ome.zarr"
+    if image is not None and not source.exists():
+        save_image(image, source, levels=1)
+    job = {
+        "input": {"url": "in.ome.zarr"},
+        "output": {"url": "run", "shards": [1, 512, 512], "chunks": [1, 256, 256], "levels": 3},
+        "stage1": STAGE,
+        "stage2": STAGE,
+        "cluster": {"workers": 2},
+        **changes,
+    }
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(job))
+    return path
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "denoizarr.cli", *arguments]
+
+
+def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, env=environment())
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONWARNINGS": "default"}
+
+
+def tree_hash(folder: Path) -> str:
+    """Return one digest of every file's name and bytes."""
+    digest = hashlib.blake2b()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,51 @@
+"""Tasks that tests of the runner run in this process and on workers: importable by name in both."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from denoizarr.errors import CorruptChunk, MissingChunk, StoreUnavailable
+from denoizarr.stores import locations
+
+ERRORS = {
+    "missing": MissingChunk,
+    "corrupt": CorruptChunk,
+    "outage": StoreUnavailable,
+    "foreign": RuntimeError,
+    "value": ValueError,
+}
+
+
+def square(spec: Any, block: int) -> dict[str, Any]:
+    """Say the block's number squared, and leave a mark for every time it is done."""
+    if spec:
+        n = 0
+        while not locations.create(locations.join(spec, f"{block}-{n}"), b""):
+            n += 1
+    return {"block": block, "square": block * block}
+
+
+def fail(spec: dict[str, str], block: int) -> dict[str, Any]:
+    """Fail in the way that the spec says for this block."""
+    kind = spec.get(str(block))
+    if kind is not None:
+        raise (
+            ERRORS[kind](f"block {block} is bad")
+            if kind in ("foreign", "value")
+            else ERRORS[kind]("block is bad", where=f"block {block}")
+        )
+    return {"block": block}
+
+
+def die_once(spec: str, block: int) -> dict[str, Any]:
+    """Kill this worker in the middle of block 3, the first time."""
+    if block == 3 and locations.create(locations.join(spec, "killed"), b"1"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"block": block, "pid": os.getpid()}
+
+
+def add_up(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Merge a batch."""
+    return {"total": sum(r["square"] for r in results), "blocks": [r["block"] for r in results]}

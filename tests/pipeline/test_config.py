@@ -1,0 +1,86 @@
+"""The job file: validated once, with messages that a person can act on."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from denoizarr.errors import ConfigError
+from denoizarr.pipeline.config import JobConfig
+
+SMALLEST = {"input": {"url": "in.ome.zarr"}, "output": {"url": "run"}}
+
+
+def test_input_and_output_alone_are_a_job(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text("input: {url: in.ome.zarr}\noutput: {url: run}\n")
+    job = JobConfig.load(path)
+    assert job.input.url == str(tmp_path / "in.ome.zarr"), "relative paths count from the job file"
+    assert job.output.url == str(tmp_path / "run")
+    assert job.run_stage1
+    assert job.run_stage2
+
+
+def test_the_resolved_job_is_a_job_file_of_the_same_job(tmp_path):
+    job = JobConfig.load(SMALLEST)
+    path = tmp_path / "job.yaml"
+    path.write_text(job.to_yaml())
+    assert JobConfig.load(path) == job
+    assert yaml.safe_load(job.to_yaml())["stage1"]["mask_percentage"] == 1.5
+
+
+def test_who_does_the_work_is_not_the_jobs_identity():
+    job, other = JobConfig.load(SMALLEST), JobConfig.load({**SMALLEST, "cluster": {"workers": 7}})
+    assert job.identity() == other.identity()
+    assert job.identity() != JobConfig.load({**SMALLEST, "stage1": {"seed": 1}}).identity()
+    assert job.identity() != JobConfig.load({**SMALLEST, "cluster": {"memory_limit": "1GiB"}}).identity()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patch_fliter": {}}, "unknown key 'patch_fliter'.*did you mean 'patch_filter'"),
+        ({"stage1": {"patchsize": 64}}, "unknown key 'stage1.patchsize'.*did you mean 'patch_size'"),
+        ({"num_epochs": 3}, "did you mean 'stage1.num_epochs'"),
+        ({"zzzzzz": 3}, "expected one of input, output"),
+        ({"stage1": {"patch_size": "wide"}}, "stage1.patch_size.*got 'wide'"),
+        ({"stage1": {"mask_percentage": 80}}, "stage1.mask_percentage.*50"),
+        ({"stage1": {"masking_strategy": "guess"}}, "uniform"),
+        ({"stage2": {"mask_source": "file"}}, "mask_file_path"),
+        ({"stage2": {"mask_source": "stage1"}, "run_stage1": False}, "run_stage1"),
+        ({"run_stage1": False, "run_stage2": False}, "nothing to do"),
+        ({"cluster": {"kind": "address"}}, "address"),
+        ({"patch_filter": {"std_threshold": 3}}, "mean_std"),
+        ({"input": {}}, "either url or urls"),
+        ({"input": {"url": "a", "urls": ["b"]}}, "either url or urls"),
+        ({"input": 3}, "input"),
+    ],
+)
+def test_what_is_wrong_is_named(change, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        JobConfig.load({**SMALLEST, **change})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("input: {url: [a\noutput: b", "not YAML.*line 2"),
+        ("- a\n- b\n", "mapping"),
+        ("!!python/object/apply:os.system ['true']", "not YAML"),
+        ("", "mapping"),
+        ("input: {url: a}\n", "'output' is missing"),
+    ],
+)
+def test_files_that_are_no_job(text, message, tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        JobConfig.load(path)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match="no such job file"):
+        JobConfig.load(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="folder"):
+        JobConfig.load(tmp_path)

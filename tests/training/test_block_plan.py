@@ -1,0 +1,106 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from denoizarr.selection.patch_index import build_index
+from denoizarr.training.block_plan import EpochPlan, block_weights, cut_axis, layout_of, systematic_quotas
+
+
+@given(st.integers(1, 300), st.integers(1, 80), st.integers(1, 5), st.data())
+def test_blocks_cover_an_axis_on_chunk_borders(size, chunk, per_block, data):
+    smallest = data.draw(st.integers(1, size))
+    shift = data.draw(st.integers(0, per_block - 1))
+    cuts = cut_axis(size, chunk, per_block, shift, smallest)
+    assert cuts[0] == 0
+    assert cuts[-1] == size
+    assert (np.diff(cuts) >= smallest).all()
+    assert (cuts[1:-1] % chunk == 0).all()
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.1, 1.0, 7.0]), min_size=1, max_size=20),
+    st.integers(1, 200),
+    st.integers(1, 9),
+)
+def test_quotas_are_within_a_portion_of_their_share(weights, n, grain):
+    weights = np.array([*weights, 1.0])
+    quotas = systematic_quotas(weights, n, grain, 0.37)
+    assert quotas.sum() == n
+    assert (quotas[weights == 0] == 0).all()
+    # Against the marks' exact share: the last portion may be smaller than a full one.
+    marks = -(-n // grain)
+    assert (np.abs(quotas - marks * grain * weights / weights.sum()) < 2 * grain).all()
+
+
+def test_quotas_equal_their_share_in_expectation():
+    weights = np.array([1.0, 0.1, 0.5, 2.0, 0.1])
+    total = sum(systematic_quotas(weights, 30, 5, (k + 0.5) / 500) for k in range(500))
+    np.testing.assert_allclose(total / 500, 30 * weights / weights.sum(), rtol=0.02)
+
+
+def reader(shape, chunks):
+    return SimpleNamespace(dims=("z", "y", "x"), shape=shape, chunks=chunks, dtype=np.dtype("u2"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.tuples(st.integers(1, 6), st.integers(8, 90), st.integers(8, 90)),
+    st.tuples(st.integers(1, 4), st.integers(3, 50), st.integers(3, 50)),
+    st.tuples(st.integers(2, 8), st.integers(2, 8)),
+    st.integers(1, 500),
+    st.integers(0, 3),
+)
+def test_patches_lie_in_their_block_near_a_cell(shape, chunks, patch, n, epoch):
+    index = build_index(np.zeros(shape, np.uint8), patch)
+    plan = EpochPlan(index, [reader(shape, chunks)], n, 5, epoch, 4)
+    assert sum(v.quota for v in plan.visits) == n
+    assert len({v.block for v in plan.visits}) == len(plan.visits), "no block is visited twice"
+    seen = 0
+    for group, (_, _, before) in enumerate(plan.groups):
+        assert before == seen
+        draws = plan.draws(group)
+        seen += draws.visit.size
+        for k, origin in enumerate(draws.origin):
+            box = plan.layouts[0].voxel_box(draws.visits[draws.visit[k]].block)
+            assert (origin >= box.start).all()
+            assert (origin + [1, *patch] <= np.array(box.stop)).all()
+            cells = plan.layouts[0].cell_box(draws.visits[draws.visit[k]].block)
+            for axis in (1, 2):
+                starts = np.arange(cells.start[axis], cells.stop[axis]) * patch[axis - 1]
+                starts = np.minimum(starts, shape[axis] - patch[axis - 1])
+                assert np.abs(starts - origin[axis]).min() <= patch[axis - 1] / 2
+    assert seen == n
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.tuples(st.integers(1, 6), st.integers(8, 90), st.integers(8, 90)),
+    st.tuples(st.integers(1, 4), st.integers(3, 50), st.integers(3, 50)),
+    st.tuples(st.floats(0, 0.99), st.floats(0, 0.99)),
+)
+def test_every_cell_belongs_to_one_block(shape, chunks, uniform):
+    index = build_index(np.zeros(shape, np.uint8), (5, 7))
+    layout = layout_of(index, 0, chunks, np.array(uniform))
+    owners = np.zeros(index.classes[0].shape, int)
+    for block in np.ndindex(layout.counts):
+        owners[layout.cell_box(block).slices] += 1
+    assert (owners == 1).all()
+    weights = block_weights(index, 0, layout)
+    for block in np.ndindex(layout.counts):
+        assert weights[block] == layout.cell_box(block).size
+
+
+@pytest.mark.parametrize("n", [100, 4000])
+def test_an_epoch_is_a_function_of_seed_and_epoch(n):
+    index = build_index(np.zeros((9, 200, 200), np.uint8), 10)
+
+    def origins(seed, epoch):
+        plan = EpochPlan(index, [reader((9, 200, 200), (1, 40, 40))], n, seed, epoch, 4)
+        return np.concatenate([plan.draws(g).origin for g in range(len(plan.groups))])
+
+    np.testing.assert_array_equal(origins(1, 2), origins(1, 2))
+    assert not np.array_equal(origins(1, 2), origins(1, 3))
+    assert not np.array_equal(origins(1, 2), origins(2, 2))

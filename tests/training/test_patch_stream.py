@@ -1,0 +1,320 @@
+import pickle
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from denoizarr.errors import BadRequest, EmptyIndex
+from denoizarr.selection.filters import MaxPatchFilter
+from denoizarr.selection.patch_index import build_index
+from denoizarr.stores.images import open_image
+from denoizarr.training import patch_stream as module
+from denoizarr.training.patch_stream import PatchStream, validation_patches
+
+
+def noise(shape, dtype="uint16"):
+    return np.random.default_rng(0).integers(0, 250, shape).astype(dtype)
+
+
+def rows(items):
+    """Every patch of some items as one tuple, in order: where it is and what it holds."""
+    found = []
+    for item in items:
+        patches, origins = item["patch"], item["origin"]
+        if origins.ndim == 1:
+            patches, origins = patches[None], origins[None]
+        images = item.get("image", torch.zeros(len(origins), dtype=torch.int64)).reshape(-1)
+        for k, origin in enumerate(origins):
+            found.append((int(images[k]), *origin.tolist(), patches[k].numpy().tobytes()))
+    return found
+
+
+@pytest.fixture
+def stored(tmp_path):
+    values = noise((6, 96, 130))
+    path = str(tmp_path / "image.zarr")
+    array = zarr.create_array(path, shape=values.shape, chunks=(2, 16, 16), dtype=values.dtype)
+    array[...] = values
+    return values, open_image(path, axes="zyx")
+
+
+@pytest.mark.parametrize("dims", ["yx", "zyx", "cyx", "tczyx", "tyx"])
+@pytest.mark.parametrize("dtype", ["uint16", "float32", "uint8"])
+def test_patches_are_the_raw_voxels_at_their_origins(dims, dtype):
+    sizes = {"t": 2, "c": 3, "z": 4, "y": 40, "x": 53}
+    image = xr.DataArray(noise([sizes[d] for d in dims], dtype), dims=tuple(dims)).chunk({"y": 17, "x": 20})
+    index = build_index(image, (8, 6))
+    stream = PatchStream(image, index, batch_size=5, patches_per_epoch=23)
+    spatial = [d for d in dims if d != "c"]
+    sizes = []
+    for batch in stream:
+        patch, origin = batch["patch"], batch["origin"]
+        sizes.append(len(patch))
+        assert patch.dtype == torch.float32
+        assert patch.shape[1:] == (3 if "c" in dims else 1, 8, 6)
+        assert origin.dtype == torch.int64
+        assert origin.shape[1:] == (len(spatial),)
+        for one, place in zip(patch.numpy(), origin.numpy(), strict=True):
+            at = dict(zip(spatial, place, strict=True))
+            window = {"y": slice(at["y"], at["y"] + 8), "x": slice(at["x"], at["x"] + 6)}
+            expected = image.isel({**{d: at[d] for d in spatial[:-2]}, **window}).values
+            np.testing.assert_array_equal(one, expected.reshape(one.shape).astype(np.float32))
+    assert sizes == [5, 5, 5, 5, 3]
+    assert stream.batches_per_epoch == 5
+
+
+def test_single_patches_without_a_batch_size():
+    image = noise((40, 40))
+    items = list(PatchStream(image, build_index(image, 8)))
+    assert len(items) == 25
+    assert items[0]["patch"].shape == (1, 8, 8)
+    assert items[0]["origin"].shape == (2,)
+
+
+def test_several_images_say_which():
+    images = [noise((2, 40, 40)), noise((1, 64, 30)) + 1000]
+    index = build_index(images, 8)
+    found = set()
+    for batch in PatchStream(images, index, batch_size=7, patches_per_epoch=200):
+        for patch, origin, number in zip(
+            batch["patch"].numpy(), batch["origin"].numpy(), batch["image"].numpy(), strict=True
+        ):
+            z, y, x = origin
+            np.testing.assert_array_equal(patch[0], images[number][z, y : y + 8, x : x + 8])
+            found.add(int(number))
+    assert found == {0, 1}
+
+
+@pytest.mark.parametrize("per_epoch", [60, 900])
+def test_resuming_gives_the_next_batch_bit_for_bit(stored, per_epoch):
+    _, image = stored
+    index = build_index(image, 8)
+
+    def stream():
+        return PatchStream(image, index, batch_size=8, patches_per_epoch=per_epoch, seed=3, resident_blocks=4)
+
+    whole = stream()
+    batches = [list(whole) for _ in range(2)]
+    for stop in (0, 1, 5, len(batches[0])):
+        first, second = stream(), stream()
+        iterator = iter(first)
+        for _ in range(stop):
+            next(iterator)
+        iterator.close()
+        second.load_state_dict(first.state_dict())
+        rest = list(second)
+        expected = batches[0][stop:] or batches[1]
+        assert rows(rest) == rows(expected)
+    assert whole.state_dict() == {"seed": 3, "epoch": 2, "position": 0}
+
+
+def test_set_epoch_chooses_the_epoch(stored):
+    _, image = stored
+    stream = PatchStream(image, build_index(image, 8), patches_per_epoch=50)
+    epochs = [rows(stream) for _ in range(3)]
+    assert len({tuple(e) for e in epochs}) == 3
+    stream.set_epoch(1)
+    assert rows(stream) == epochs[1]
+    stream.set_epoch(2)  # what comes next already
+    assert rows(stream) == epochs[2]
+
+
+def test_threads_and_timing_change_nothing(stored, monkeypatch):
+    _, image = stored
+    index = build_index(image, 8)
+    found = []
+    for threads in (1, 4):
+        monkeypatch.setattr(module, "_READING_THREADS", threads)
+        found.append(rows(PatchStream(image, index, batch_size=4, patches_per_epoch=300)))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_an_epoch(stored, world_size):
+    _, image = stored
+    index = build_index(image, 8)
+    alone = rows(PatchStream(image, index, batch_size=8, patches_per_epoch=500))
+    shares = [
+        rows(PatchStream(image, index, batch_size=8, patches_per_epoch=500, rank=r, world_size=world_size))
+        for r in range(world_size)
+    ]
+    assert len({len(s) for s in shares}) == 1
+    joined = [row for share in shares for row in share]
+    assert joined == alone[: len(joined)]
+    assert len(joined) > 500 - 8 * world_size
+
+
+def test_workers_share_an_epoch(stored, monkeypatch):
+    _, image = stored
+    stream = PatchStream(image, build_index(image, 8), batch_size=8, patches_per_epoch=500)
+    alone = rows(stream)
+    shares = []
+    for number in range(3):
+        monkeypatch.setattr(module, "get_worker_info", lambda n=number: SimpleNamespace(id=n, num_workers=3))
+        stream.set_epoch(1)
+        stream.set_epoch(0)
+        shares += rows(stream)
+    assert shares == alone
+
+
+def test_loader_workers_yield_the_epoch():
+    image = noise((3, 64, 64))
+    index = build_index(image, 8)
+    stream = PatchStream(image, index, batch_size=8, patches_per_epoch=100)
+    loader = DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context="fork")
+    assert sorted(rows(loader)) == sorted(rows(stream))
+
+
+def test_a_forked_worker_that_would_hang_is_refused(stored):
+    """The object store's threads do not survive a fork; a read there would never end."""
+    _, image = stored
+    stream = PatchStream(image, build_index(image, 8))
+    loader = DataLoader(stream, batch_size=None, num_workers=1, multiprocessing_context="fork")
+    with pytest.raises(BadRequest, match="spawn"):
+        next(iter(loader))
+
+
+def test_a_stream_travels_to_another_process(stored):
+    _, image = stored
+    stream = PatchStream(image, build_index(image, 8), batch_size=8, patches_per_epoch=100)
+    copy = pickle.loads(pickle.dumps(stream))  # noqa: S301, our own bytes
+    assert rows(copy) == rows(stream)
+
+
+@pytest.mark.parametrize("per_epoch", [80, 1500])
+def test_background_is_drawn_at_its_rate_however_few_blocks_an_epoch_visits(per_epoch):
+    """Equal quotas from blocks drawn without replacement would give background far more than its share."""
+    image = noise((8, 128, 128)) // 25
+    image[..., 64:] += 1000
+    index = build_index(image, 8, patch_filter=MaxPatchFilter(500), filtered_patch_prob=0.1)
+    lazy = xr.DataArray(image, dims=("z", "y", "x")).chunk({"z": 1, "y": 16, "x": 16})
+    stream = PatchStream(lazy, _of(index, lazy), patches_per_epoch=per_epoch, seed=1)
+    counts = np.zeros(2)
+    for _ in range(24_000 // per_epoch):
+        x = np.array([item["origin"][2].item() for item in stream])
+        counts += [(x < 48).sum(), (x >= 72).sum()]
+    assert counts[0] / counts[1] == pytest.approx(0.1, rel=0.12)
+
+
+def _of(index, image):
+    """The same index, for the same voxels in other chunks."""
+    other = build_index(image, index.patch_size)
+    other.classes, other.table = index.classes, index.table
+    return (
+        index._with(index.classes, index.table, jitter=True)
+        if other.images == index.images
+        else _renamed(index, other)
+    )
+
+
+def _renamed(index, other):
+    renamed = index._with(index.classes, index.table, jitter=True)
+    renamed.images = other.images
+    return renamed
+
+
+def test_a_chunk_is_decoded_about_once_an_epoch(stored, monkeypatch):
+    values, image = stored
+    index = build_index(image, 8)
+    stream = PatchStream(image, index, batch_size=16, patches_per_epoch=3000)
+    assert len(list(stream)) == 188
+    chunks = 3 * 6 * 9
+    assert stream.statistics["chunks_read"] <= chunks
+    assert stream.statistics["patches"] == 3000
+    assert stream.statistics["bytes_read"] == stream.statistics["chunks_read"] * 2 * 16 * 16 * 2
+    used = 3000 * 8 * 8 * 2
+    assert stream.statistics["read_amplification"] == pytest.approx(stream.statistics["bytes_read"] / used)
+    few = PatchStream(image, index, batch_size=16, patches_per_epoch=64)
+    list(few)
+    assert few.statistics["chunks_read"] < chunks / 2, "a short epoch visits a few blocks only"
+
+
+def test_every_position_is_reached_over_the_epochs():
+    image = xr.DataArray(noise((32, 40)), dims=("y", "x")).chunk({"y": 8, "x": 8})
+    stream = PatchStream(image, build_index(image, 4), patches_per_epoch=2000)
+    seen = set()
+    for _ in range(12):
+        seen |= {tuple(item["origin"].tolist()) for item in stream}
+    assert seen == {(y, x) for y in range(29) for x in range(37)}
+
+
+def test_blocks_are_interleaved(stored):
+    _, image = stored
+    stream = PatchStream(image, build_index(image, 8), batch_size=32, patches_per_epoch=900)
+    first = next(iter(stream))["origin"].numpy()
+    assert len(np.unique(first // [2, 32, 32], axis=0)) > 4
+
+
+def test_an_iteration_left_early_leaves_no_thread(stored):
+    import threading
+
+    _, image = stored
+    iterator = iter(PatchStream(image, build_index(image, 8), batch_size=2))
+    next(iterator)
+    iterator.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("patch-stream")]
+
+
+def test_an_error_while_reading_ahead_is_raised(stored, monkeypatch):
+    _, image = stored
+    stream = PatchStream(image, build_index(image, 8), batch_size=2)
+
+    def fails(*arguments):
+        raise OSError("gone")
+
+    monkeypatch.setattr(module, "_read_block", fails)
+    with pytest.raises(OSError, match="gone"):
+        next(iter(stream))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.tuples(st.integers(1, 3), st.integers(20, 80), st.integers(20, 80)),
+    st.integers(5, 40),
+    st.integers(0, 3),
+)
+def test_training_patches_never_touch_a_validation_patch(shape, chunk, seed):
+    image = xr.DataArray(noise(shape), dims=("z", "y", "x")).chunk({"y": chunk, "x": chunk})
+    training, validation = build_index(image, (4, 5)).split(0.15, seed)
+    held = np.zeros(shape, bool)
+    patches, origins = validation_patches(image, validation, 50, seed)
+    assert len(np.unique(origins, axis=0)) == len(origins)
+    for patch, (z, y, x) in zip(patches, origins, strict=True):
+        held[z, y : y + 4, x : x + 5] = True
+        np.testing.assert_array_equal(patch[0], image.values[z, y : y + 4, x : x + 5])
+    for item in PatchStream(image, training, batch_size=64, patches_per_epoch=600, seed=seed):
+        for z, y, x in item["origin"].numpy():
+            assert not held[z, y : y + 4, x : x + 5].any()
+
+
+def test_validation_patches_are_fixed_and_empty_where_nothing_is_held_out():
+    image = noise((20, 20))
+    training, validation = build_index(image, 10).split(0.1)
+    patches, origins = validation_patches(image, validation, 5)
+    assert patches.shape == (0, 1, 10, 10)
+    assert origins.shape == (0, 2)
+    index = build_index(image, 4)
+    first, second = (validation_patches(image, index, 9, seed=4) for _ in range(2))
+    np.testing.assert_array_equal(first[0], second[0])
+    assert len(first[0]) == 9
+
+
+def test_requests_that_cannot_be_are_refused():
+    image = noise((40, 40))
+    index = build_index(image, 8)
+    with pytest.raises(BadRequest, match="another image"):
+        PatchStream(image + 1, index)
+    with pytest.raises(BadRequest, match="batch_size"):
+        PatchStream(image, index, batch_size=0)
+    with pytest.raises(BadRequest, match="go together"):
+        PatchStream(image, index, rank=1)
+    with pytest.raises(BadRequest, match="fewer batches"):
+        PatchStream(image, index, batch_size=8, patches_per_epoch=8, rank=0, world_size=2)
+    with pytest.raises(EmptyIndex):
+        PatchStream(image, build_index(image, 20).split(0.1)[1])

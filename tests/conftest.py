@@ -1,4 +1,4 @@
-"""Fixtures that several packages' tests share: kinds of stores as data, real images, a small local cluster."""
+"""Fixtures that several packages' tests share: kinds of stores as data, real images, a local cluster."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ class StoreKind:
     """How a store is laid out: what readers must not notice."""
 
     name: str
-    zarr_format: int
+    zarr_format: Literal[2, 3]
     ome_version: str | None
     sharded: bool
 
@@ -72,11 +72,11 @@ def _write_store(
     transforms: list[dict[str, Any]] = [{"type": "scale", "scale": list(scale or [1.0] * len(dims))}]
     if translation is not None:
         transforms.append({"type": "translation", "translation": list(translation)})
-    axes = [
+    axes: list[Any] = [
         {"name": d, "type": _TYPE.get(d, "space")} | ({"unit": unit} if unit and d in "zyx" else {})
         for d in dims
     ]
-    multiscale = {
+    multiscale: dict[str, Any] = {
         "axes": axes,
         "datasets": [{"path": level, "coordinateTransformations": transforms}],
         "name": "n",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 import zarr
 from block_tasks import add_up, die_once, fail, square
@@ -144,7 +144,8 @@ def test_a_cluster_writes_the_same_bytes(tmp_path: Path, client: Any) -> None:
     save_image(values, tmp_path / "a.ome.zarr", chunks=(1, 32, 32), levels=2)
     for name, who in (("here", None), ("there", client)):
         save_image(open_image(tmp_path / "a.ome.zarr"), tmp_path / f"{name}.ome.zarr", client=who, levels=2)
-    files = [sorted(p.relative_to(tmp_path / n) for p in (tmp_path / n).rglob("*") if p.is_file()) for n in ("here.ome.zarr", "there.ome.zarr")]  # fmt: skip
+    trees = [tmp_path / "here.ome.zarr", tmp_path / "there.ome.zarr"]
+    files = [sorted(p.relative_to(tree) for p in tree.rglob("*") if p.is_file()) for tree in trees]
     assert files[0] == files[1]
     for file in files[0]:
         assert (tmp_path / "here.ome.zarr" / file).read_bytes() == (

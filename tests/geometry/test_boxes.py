@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,10 +20,13 @@ def boxes(draw: st.DrawFn, low: int = -4, high: int = 13) -> Box:
     return Box(tuple(b[0] for b in bounds), tuple(b[1] for b in bounds))
 
 
-def mask_of(box: Box) -> np.ndarray:
+def mask_of(box: Box) -> np.ndarray[Any, Any]:
     """The box as a mask over -10 .. 19, by definition rather than by its own methods."""
     axes = np.meshgrid(*[np.arange(-10, 20)] * len(SHAPE), indexing="ij")
-    return np.all([(a <= i) & (i < b) for a, b, i in zip(box.start, box.stop, axes, strict=True)], axis=0)
+    inside: np.ndarray[Any, Any] = np.all(
+        [(a <= i) & (i < b) for a, b, i in zip(box.start, box.stop, axes, strict=True)], axis=0
+    )
+    return inside
 
 
 @given(boxes())
@@ -62,7 +67,7 @@ def test_grow_shift_and_relative_to(box: Box, margin: tuple[int, int]) -> None:
 
 
 def test_whole_takes_numpy_integers_and_gives_plain_ones() -> None:
-    box = Box.whole(np.array([3, 4]))
+    box = Box.whole(tuple(np.array([3, 4])))
     assert box == Box((0, 0), (3, 4))
     assert {type(n) for n in box.stop} == {int}
 

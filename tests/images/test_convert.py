@@ -15,6 +15,7 @@ from denoizarr.geometry.boxes import Box
 from denoizarr.images import convert as module
 from denoizarr.images.convert import convert
 from denoizarr.stores.describe import info
+from denoizarr.stores.foreign import open_foreign
 from denoizarr.stores.images import open_image
 from denoizarr.stores.sources import ImageReader
 
@@ -56,7 +57,8 @@ def test_axes_scale_and_units_by_name_and_in_stored_order(tmp_path: Path) -> Non
 def test_what_the_files_say_is_kept_and_what_is_asked_wins(tmp_path: Path) -> None:
     tifffile.imwrite(
         tmp_path / "a.ome.tif", VALUES, photometric="minisblack", ome=True,
-        metadata={"axes": "ZYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25, "PhysicalSizeZ": 800, "PhysicalSizeZUnit": "nm"},
+        metadata={"axes": "ZYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25, "PhysicalSizeZ": 800,
+                  "PhysicalSizeZUnit": "nm"},
     )  # fmt: skip
     convert(tmp_path / "a.ome.tif", tmp_path / "a.ome.zarr", scale={"y": 0.5}, levels=1)
     image = open_image(tmp_path / "a.ome.zarr")
@@ -115,7 +117,7 @@ def test_never_more_than_one_write_unit_is_read_at_a_time(
     for z in range(5):
         _tiff(tmp_path / "planes" / f"p{z}.tif", VALUES[z])
     asked: list[tuple[int, ...]] = []
-    opener = module.open_foreign
+    opener = open_foreign
 
     def spy(source: Any) -> ImageReader:
         reader = opener(source)
@@ -132,7 +134,7 @@ def test_never_more_than_one_write_unit_is_read_at_a_time(
     convert(tmp_path / "planes", tmp_path / "a.ome.zarr", chunks=(1, 16, 16), shards=(2, 32, 32), levels=1)
     assert len(asked) == 3 * 3 * 3
     assert max(np.prod(shape) for shape in asked) <= 2 * 32 * 32
-    opener.cache_clear()  # type: ignore[attr-defined]
+    opener.cache_clear()
 
 
 def test_another_source_is_another_job(tmp_path: Path) -> None:
@@ -161,8 +163,12 @@ def test_threads_and_a_cluster_write_the_same(tmp_path: Path, client: Any) -> No
     for name, options in (("one", {}), ("two", {"threads": 2}), ("dask", {"client": client})):
         convert(source, tmp_path / f"{name}.ome.zarr", chunks=(1, 32, 32), levels=2, **options)
     trees = [
-        {p.relative_to(tmp_path / f"{n}.ome.zarr"): p.read_bytes() for p in (tmp_path / f"{n}.ome.zarr").rglob("*") if p.is_file() and p.name != "zarr.json"}
-        for n in ("one", "two", "dask")
-    ]  # fmt: skip
+        {
+            p.relative_to(tree): p.read_bytes()
+            for p in tree.rglob("*")
+            if p.is_file() and p.name != "zarr.json"
+        }
+        for tree in (tmp_path / f"{n}.ome.zarr" for n in ("one", "two", "dask"))
+    ]
     assert trees[0] == trees[1] == trees[2]
     assert len(trees[0]) >= 5 + 3

@@ -1,4 +1,4 @@
-"""The layout: units that fit each other, levels that stop, and an identity that says all that decides the bytes."""
+"""The layout: units that fit each other, levels that stop, an identity that says all that decides bytes."""
 
 from __future__ import annotations
 

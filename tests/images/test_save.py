@@ -75,8 +75,8 @@ def test_other_readers_open_it(tmp_path: Path, version: str, shape: tuple[int, .
     with warnings.catch_warnings():
         # ome_zarr imports and opens with deprecated calls of zarr and dask; nothing of it is ours.
         warnings.simplefilter("ignore")
-        from ome_zarr.io import parse_url
-        from ome_zarr.reader import Reader
+        from ome_zarr.io import parse_url  # type: ignore[import-untyped]
+        from ome_zarr.reader import Reader  # type: ignore[import-untyped]
 
         location = parse_url(str(url), mode="r")
         assert location is not None
@@ -119,7 +119,7 @@ def test_rendering_hints_survive_only_while_they_fit(tmp_path: Path) -> None:
 # Finished or not, and resumed.
 
 
-class Stop(Exception):
+class Stop(Exception):  # noqa: N818
     """Raised in the middle of a job, as a kill would end it."""
 
 
@@ -226,7 +226,7 @@ def test_another_jobs_output_is_refused(tmp_path: Path) -> None:
     before = _hash(tmp_path)
     with pytest.raises(LedgerMismatch, match="input"):
         save_image(VALUES + np.uint16(1), url, **OPTIONS)
-    with pytest.raises(LedgerMismatch, match="output.levels"):
+    with pytest.raises(LedgerMismatch, match=r"output\.levels"):
         save_image(VALUES, url, levels=1)
     rescaled = as_image(VALUES).assign_coords(x=np.arange(90) * 0.5)
     with pytest.raises(LedgerMismatch, match="scale"):

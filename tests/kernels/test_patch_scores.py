@@ -132,7 +132,7 @@ def test_a_constant_plane_scores_the_same_everywhere(dtype):
 
 
 def test_wide_and_narrow_ranges_give_the_same_entropy():
-    """Full 16-bit noise takes another path than narrow data: relabelled values must not change the entropy."""
+    """Full 16-bit noise takes another path than narrow data; relabelled values must not change it."""
     rng = np.random.default_rng(1)
     narrow = rng.integers(0, 300, (96, 96)).astype(np.uint16)
     wide = rng.permutation(65536).astype(np.uint16)[narrow]

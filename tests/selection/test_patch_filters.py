@@ -81,8 +81,8 @@ def test_every_kind_of_input_gives_the_same_map(small_blocks, tmp_path, kind, dt
 
 def test_without_its_halo_a_block_would_score_otherwise(small_blocks, monkeypatch):
     """The control of the tests above: they can fail."""
-    monkeypatch.setattr(cells.Cells, "with_halo", lambda self, box: box)
-    monkeypatch.setattr("denoizarr.selection.scores._inside", lambda core: (slice(None), slice(None)))
+    monkeypatch.setattr(cells.Cells, "with_halo", lambda _, box: box)
+    monkeypatch.setattr("denoizarr.selection.scores._inside", lambda _: (slice(None), slice(None)))
     image = noise((1, 50, 50))
     found = MaxPatchFilter.filter_map(image, 8).values
     assert not np.array_equal(found, expected_map(image, (8, 8), MaxPatchFilter))

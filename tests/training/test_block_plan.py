@@ -66,7 +66,7 @@ def test_patches_lie_in_their_block_near_a_cell(shape, chunks, patch, n, epoch):
         for k, origin in enumerate(draws.origin):
             box = plan.layouts[0].voxel_box(draws.visits[draws.visit[k]].block)
             assert (origin >= box.start).all()
-            assert (origin + [1, *patch] <= np.array(box.stop)).all()
+            assert (origin + np.array([1, *patch]) <= np.array(box.stop)).all()
             cells = plan.layouts[0].cell_box(draws.visits[draws.visit[k]].block)
             for axis in (1, 2):
                 starts = np.arange(cells.start[axis], cells.stop[axis]) * patch[axis - 1]

@@ -1,4 +1,4 @@
-"""A Dask cluster for a job: on this machine, or one that runs already. Loopback only unless told an address."""
+"""A Dask cluster for a job: on this machine, or one that runs already. Loopback unless told an address."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOG = logging.getLogger(__name__)
 
 # Each with its reason; distributed's own defaults suit short interactive graphs, not long unattended jobs.
 SETTINGS: dict[str, Any] = {
-    "distributed.scheduler.no-workers-timeout": "300s",  # default: a job whose workers all left waits for ever
+    "distributed.scheduler.no-workers-timeout": "300s",  # default: without workers a job waits for ever
     "distributed.scheduler.allowed-failures": 10,  # default 3: too few for preemptible nodes
     "distributed.worker.memory.target": False,  # tasks return records, not arrays: nothing to spill
     "distributed.worker.memory.spill": False,
@@ -102,7 +102,9 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("distributed."):
-            logging.getLogger(name).setLevel(logging.NOTSET)  # distributed gives some of them levels of their own
+            logging.getLogger(name).setLevel(
+                logging.NOTSET
+            )  # distributed gives some of them levels of their own
     try:
         yield
     finally:

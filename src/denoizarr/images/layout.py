@@ -181,7 +181,7 @@ def _default_chunks(dims: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def chunks_like(dims: tuple[str, ...], chunks: Sequence[int], shape: Sequence[int]) -> tuple[int, ...] | None:
-    """Return an input's chunks where they make a good output too, else None: neither whole volumes nor slivers."""
+    """Return an input's chunks where they make a good output too, else None: no volumes and no slivers."""
     lateral = [min(c, n) >= min(64, n) for d, c, n in zip(dims, chunks, shape, strict=True) if d in "yx"]
     return tuple(int(c) for c in chunks) if prod(chunks) <= _SHARD_VOXELS and all(lateral) else None
 

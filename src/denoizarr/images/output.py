@@ -178,7 +178,7 @@ def write_box(array: zarr.Array[Any], box: Box, values: NDArray[Any]) -> dict[st
         )
     keys = [chunk_key(array, index) for index in _units_in(box, unit)]
     with locations.translated(str(array.store)):
-        # zarr reads a shard, or a chunk at the far end, before it writes it: a torn one would fail every retry.
+        # zarr reads a shard, or a chunk at the far end, before it writes it: a torn one fails every retry.
         for key in keys:
             sync(array.store.delete(key))
         array[box.slices] = values

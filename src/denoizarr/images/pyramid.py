@@ -66,5 +66,5 @@ def build_pyramid(
 
 
 def blocks_per_batch(block_voxels: int, batch_voxels: int = _BATCH_VOXELS) -> int:
-    """Return how many blocks make one task: a function of their size alone, so that the partition is fixed."""
+    """Return how many blocks make one task: a function of their size alone: the partition is fixed."""
     return max(batch_voxels // max(block_voxels, 1), 1)

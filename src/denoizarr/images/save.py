@@ -128,7 +128,7 @@ def copy_image(
 
 
 def omero_of(image: xr.DataArray) -> dict[str, Any]:
-    """Return the rendering hints that came with an image; none where they speak of other channels than it has."""
+    """Return the rendering hints that came with an image; none where its channels are others."""
     ome = image.attrs.get("ome")
     omero = ome.get("omero") if isinstance(ome, dict) else None
     if not isinstance(omero, dict) or len(omero.get("channels", ())) != image.sizes.get("c", 1):

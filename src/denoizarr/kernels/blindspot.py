@@ -31,8 +31,8 @@ _SEED_PAGE_NUMBERS = {0: "mean", 1: "zero", 2: "random"}
 
 # As many pixels as Noise2Void's window of 11 x 11 has around its centre.
 _WINDOW_PIXELS = 120
-_BLIND_TRIES = 4
-# Rows of (hidden pixel, window offset) tables made at once, about 40 MB.
+_TRIES = 4
+# Entries (hidden pixel, window offset) of a table that are made at once: about 100 MB.
 _MOST_TABLE_ENTRIES = 4_000_000
 _LOW_32 = 0xFFFFFFFF
 
@@ -381,13 +381,13 @@ def _draw_nearby(hidden: Tensor, here: Tensor, layout: _Layout, hashes: Tensor) 
     visible, window = ~hidden.view(-1), layout.window_in_map
     chosen = torch.full_like(here, -1)
     # Rejection: a try succeeds more often than not, so that few pixels need the whole window looked at.
-    for attempt in range(_BLIND_TRIES):
+    for attempt in range(_TRIES):
         drawn = _mix(hashes ^ attempt) % len(window)
         chosen = torch.where((chosen < 0) & visible[here + window[drawn]], drawn, chosen)
     left = torch.nonzero(chosen < 0)[:, 0]
     if len(left):
         counted = torch.cumsum(visible[here[left, None] + window], 1)
-        rank = _mix(hashes[left] ^ _BLIND_TRIES) % counted[:, -1].clamp(min=1)
+        rank = _mix(hashes[left] ^ _TRIES) % counted[:, -1].clamp(min=1)
         first = torch.searchsorted(counted, rank[:, None], right=True)[:, 0]
         chosen[left] = torch.where(counted[:, -1] > 0, first, -1)
     return chosen

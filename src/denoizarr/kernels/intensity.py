@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def cast_intensities(values: NDArray[np.floating[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return ``values`` as ``dtype``: integers are rounded half to even and clipped to their range, never wrapped.
+    """Return ``values`` as ``dtype``: integers are rounded half to even and clipped, never wrapped.
 
     Parameters
     ----------
@@ -26,5 +26,6 @@ def cast_intensities(values: NDArray[np.floating[Any]], dtype: np.dtype[Any]) ->
         upper = np.asarray(limits.max, values.dtype)
         if int(upper) > limits.max:
             upper = np.nextafter(upper, np.asarray(0, values.dtype))
-        return np.clip(np.rint(values), values.dtype.type(limits.min), upper).astype(dtype)
+        clipped: NDArray[Any] = np.clip(np.rint(values), values.dtype.type(limits.min), upper)
+        return clipped.astype(dtype)
     return values.astype(dtype)

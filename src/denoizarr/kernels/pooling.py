@@ -12,7 +12,7 @@ from .intensity import cast_intensities
 
 
 def mean_pool(values: NDArray[Any], factors: Sequence[int]) -> NDArray[Any]:
-    """Return the mean over boxes of ``factors`` voxels; a box cut by the far end is the mean of what is there.
+    """Return the mean over boxes of ``factors`` voxels; a box cut by the far end counts what is there.
 
     Parameters
     ----------

@@ -33,7 +33,7 @@ def ordered_key(values: NDArray[Any]) -> NDArray[Any]:
     values = np.asarray(values, values.dtype.newbyteorder("="))
     kind, size = values.dtype.kind, values.dtype.itemsize
     if kind in "bu":
-        return values.view(f"u{size}")
+        return np.asarray(values.view(f"u{size}"))
     if kind == "f" and size == 2:
         return ordered_key(values.astype(np.float32))
     unsigned: np.dtype[Any] = np.dtype(f"u{size}")
@@ -53,7 +53,7 @@ def from_ordered_key(keys: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
         return keys
     sign = keys.dtype.type(1 << (8 * keys.dtype.itemsize - 1))
     if dtype.kind == "i":
-        return (keys ^ sign).view(dtype)
+        return np.asarray((keys ^ sign).view(dtype))
     bits = np.where(keys & sign, keys ^ sign, ~keys)
     return np.asarray(bits.view(np.dtype(f"f{keys.dtype.itemsize}")))
 

@@ -1,4 +1,4 @@
-"""Images in other formats, read box by box: TIFF (one file, multi-page, OME, ImageJ, or a folder of planes), PNG, npy."""
+"""Images in other formats, read box by box: TIFF (multi-page, OME, ImageJ, folders of planes), PNG, npy."""
 
 from __future__ import annotations
 
@@ -31,8 +31,17 @@ from .sources import UNDECODABLE, Array, ImageReader
 
 Kind = Literal["tiff", "png", "npy"]
 _KINDS: dict[str, Kind] = {".tif": "tiff", ".tiff": "tiff", ".btf": "tiff", ".png": "png", ".npy": "npy"}
-_OME_UNITS = {"µm": "micrometer", "um": "micrometer", "micron": "micrometer", "nm": "nanometer", "mm": "millimeter",
-              "cm": "centimeter", "m": "meter", "pm": "picometer", "Å": "angstrom"}  # fmt: skip
+_OME_UNITS = {
+    "µm": "micrometer",
+    "um": "micrometer",
+    "micron": "micrometer",
+    "nm": "nanometer",
+    "mm": "millimeter",
+    "cm": "centimeter",
+    "m": "meter",
+    "pm": "picometer",
+    "Å": "angstrom",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +54,7 @@ class ForeignSource:
         In stacking order.
     kind : {"tiff", "png", "npy"}
     axes : tuple of str
-        One name per axis of the stack, in stored order, the stacking axis first where there are several files.
+        One name per axis of the stack, in stored order; with several files the stacking axis first.
     shape : tuple of int
         Of the stack, in stored order.
     dtype : str
@@ -101,7 +110,7 @@ def find_files(sources: Sequence[str | Path]) -> list[str]:
         elif path.exists():
             here = [str(path)]
         else:
-            here = glob.glob(str(path))
+            here = glob.glob(str(path))  # noqa: PTH207  (an absolute pattern)
         if not here:
             raise ImageNotFound("no image files here", where=str(source), remedy="check the path or pattern")
         found += sorted(sorted(here), key=natural_order)  # twice: plane1 and plane01 have equal keys
@@ -198,7 +207,7 @@ def _probe(path: str, kind: Kind) -> tuple[tuple[int, ...], str, tuple[str, ...]
 
 
 def _check_codec(series: tifffile.TiffPageSeries, path: str) -> None:
-    """Refuse a compression that tifffile cannot undo without an extra package, before a job finds out midway."""
+    """Refuse a compression that tifffile cannot undo, before a job finds out midway."""
     page = series.keyframe
     try:
         tifffile.TIFF.DECOMPRESSORS[page.compression]
@@ -234,7 +243,7 @@ def _png_header(path: str) -> tuple[tuple[int, ...], str]:
 
 
 def _tiff_axes(axes: str) -> tuple[str, ...]:
-    """Return our names for tifffile's: S (samples) is c; Q, I, R (pages of unknown meaning) the first free of z, t, c."""
+    """Return our names for tifffile's: S (samples) is c; Q, I, R (unknown) the first free of z, t, c."""
     names = [{"S": "c"}.get(a, a.lower()) for a in axes]
     for i, name in enumerate(names):
         if name not in DIMS:
@@ -255,15 +264,16 @@ def _tiff_metadata(file: tifffile.TiffFile) -> ForeignMetadata:
                     unit = pixels.get(f"PhysicalSize{dim.upper()}Unit", "µm")
                     units[dim] = _OME_UNITS.get(unit, unit)
     elif file.is_imagej and file.imagej_metadata:
-        unit = _OME_UNITS.get(str(file.imagej_metadata.get("unit", "")).encode().decode("unicode_escape"))
-        tags = file.pages[0].tags
-        if unit is not None and "XResolution" in tags and "YResolution" in tags:
+        # ImageJ writes the sign for micro as an escape.
+        found = _OME_UNITS.get(str(file.imagej_metadata.get("unit", "")).replace("\\u00B5", "µ"))
+        tags = file.pages.first.tags
+        if found is not None and "XResolution" in tags and "YResolution" in tags:
             for dim, tag in (("x", "XResolution"), ("y", "YResolution")):
                 pixels_per_unit, one = tags[tag].value
                 if pixels_per_unit:
-                    scale[dim], units[dim] = one / pixels_per_unit, unit
+                    scale[dim], units[dim] = one / pixels_per_unit, found
             if "spacing" in file.imagej_metadata:
-                scale["z"], units["z"] = float(file.imagej_metadata["spacing"]), unit
+                scale["z"], units["z"] = float(file.imagej_metadata["spacing"]), found
     return ForeignMetadata(scale, units)
 
 

@@ -62,7 +62,7 @@ class _Voxels:
         self.shape, self.dtype, self.ndim = reader.shape, reader.dtype, len(reader.shape)
 
     def __getitem__(self, index: tuple[slice | int, ...]) -> Array:
-        """Read what basic indexing asks for: Dask merges a caller's ints and strides into the read of a chunk."""
+        """Read what basic indexing asks for: Dask merges ints and strides into the read of a chunk."""
         start, stop, then = [], [], []
         for part, n in zip(index, self.shape, strict=True):
             picked = range(n)[part] if isinstance(part, slice) else range(n)[part : part + 1 or None]
@@ -150,7 +150,7 @@ def _image_of(source: ImageSource, ome: OmeImage | None, level: int) -> xr.DataA
     reader = open_source(source)
     source = replace(source, metadata=str(reader.identity["metadata"]))
     image = _lazy(reader, _PREFIX + digest([reader.identity, source.missing, source.stored_dims]))
-    scale, translation, units = _transform(source, ome, level)
+    scale, translation, units = _transform(ome, level)
     named = _data_array(image, source.dims, scale, translation, units).rename(
         Path(source.url).name.split(".")[0]
     )
@@ -163,7 +163,7 @@ def _image_of(source: ImageSource, ome: OmeImage | None, level: int) -> xr.DataA
 
 
 def _lazy(reader: ImageReader, name: str) -> da.Array:
-    chunks = list(min(c, n) for c, n in zip(reader.chunks, reader.shape, strict=True))
+    chunks = [min(c, n) for c, n in zip(reader.chunks, reader.shape, strict=True)]
     for axis in reversed(range(len(chunks))):  # grow the fastest axes first: long reads, few tasks
         while (
             chunks[axis] < reader.shape[axis]
@@ -172,11 +172,12 @@ def _lazy(reader: ImageReader, name: str) -> da.Array:
             chunks[axis] = min(round_up(2 * chunks[axis], reader.chunks[axis]), reader.shape[axis])
     meta = np.empty((0,) * len(chunks), reader.dtype)
     # fancy=False: index lists are applied to decoded chunks, never handed to the reader.
-    return da.from_array(_Voxels(reader), chunks=tuple(chunks), name=name, fancy=False, meta=meta)
+    array: da.Array = da.from_array(_Voxels(reader), chunks=tuple(chunks), name=name, fancy=False, meta=meta)
+    return array
 
 
 def _transform(
-    source: ImageSource, ome: OmeImage | None, level: int
+    ome: OmeImage | None, level: int
 ) -> tuple[dict[str, float], dict[str, float], dict[str, str | None]]:
     if ome is None:
         return {}, {}, {}
@@ -295,7 +296,7 @@ def as_images(
         The glob matches nothing, or the list is empty.
     """
     if isinstance(data, str) and any(sign in data for sign in "*?[") and not locations.exists(data):
-        found = sorted(glob.glob(str(locations.local_path(data))))
+        found = sorted(glob.glob(str(locations.local_path(data))))  # noqa: PTH207  (an absolute pattern)
         if not found:
             raise ImageNotFound("no image matches", where=data, remedy="check the pattern")
         return [as_image(name, axes) for name in found]
@@ -325,7 +326,7 @@ def _bases_of(image: xr.DataArray) -> list[_Opened]:
 def _sliced(image: xr.DataArray, opened: _Opened) -> ImageSource | None:
     """Return the source with its box if ``image`` is a plain slice of what was opened, else None.
 
-    Dask names a slice after its parent and index, so the guess from the coordinates is proven by doing it again.
+    Dask names a slice after its parent and index, so a guess from the coordinates is proven by slicing again.
     """
     source = opened.source
     index: list[slice | int] = []

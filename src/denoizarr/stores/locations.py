@@ -42,7 +42,7 @@ def redact(url: str) -> str:
     if scheme is None or scheme[1].lower() == "file":
         return url
     rest = url[scheme.end() :]
-    # By hand: a secret key may hold "/", "?" or "#", at which a URL parser would end the host and keep the rest.
+    # By hand: a secret key may hold "/", "?" or "#", where a URL parser would end the host.
     host, _, _ = rest.partition("/")
     if "@" in host or (":" in host and not host.rpartition(":")[2].isdecimal()):
         rest = rest.rpartition("@")[2] if "@" in rest else host.partition(":")[0]
@@ -229,7 +229,7 @@ def is_file(url: str | Path) -> bool:
 
 
 def list_names(url: str | Path) -> list[str]:
-    """Return the names of the objects and folders directly below ``url``, sorted; empty where it is absent."""
+    """Return the names of the objects and folders right below ``url``, sorted; empty where it is absent."""
     if not exists(url):
         return []
     with translated(url):
@@ -254,7 +254,7 @@ def delete(url: str | Path) -> None:
 
 
 def delete_prefix(url: str | Path) -> None:
-    """Delete all objects below ``url``. A symbolic link is deleted, never what it points to outside ``url``."""
+    """Delete all objects below ``url``. A symbolic link is deleted, never what it points to."""
     root = local_path(url)
     with translated(url):
         if not root.is_dir():

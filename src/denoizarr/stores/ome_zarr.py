@@ -1,6 +1,6 @@
 """OME-Zarr metadata, versions 0.4 and 0.5, read and written through ome-zarr-models.
 
-Level paths, axes and transforms always come from the metadata: others name their levels 0, 1, ... or s0, s1, ...
+Level paths, axes and transforms always come from the metadata: levels may be 0, 1, ... or s0, s1, ...
 """
 
 from __future__ import annotations

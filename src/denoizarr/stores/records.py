@@ -1,4 +1,4 @@
-"""Small JSON objects: statistics, kernels, ledger records. Canonical text, so that equal data hash equally."""
+"""Small JSON objects: statistics, kernels, ledger records. Canonical text: equal data hash equally."""
 
 from __future__ import annotations
 

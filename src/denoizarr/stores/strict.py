@@ -77,8 +77,8 @@ def guard_frames(array: zarr.Array[Any]) -> None:
 def _check_blosc(header: bytes, n_bytes: int, decoded_bytes: int, where: str) -> None:
     """Compare a frame's header with what it should say.
 
-    The decoder believes the header: a frame cut short decodes to wrong voxels in silence, or crashes the process.
-    Source: the frame header of C-Blosc 1 (decoded size, block size, frame size as little-endian int32 at byte 4).
+    The decoder believes the header: a frame cut short gives wrong voxels in silence, or a crash.
+    Source: the frame header of C-Blosc 1 (decoded, block, frame size: little-endian int32 from byte 4).
     """
     if len(header) < 16:
         raise CorruptChunk("a chunk is shorter than a blosc header", where=where, got=f"{n_bytes} bytes")
@@ -146,7 +146,7 @@ def absent_chunks(array: zarr.Array[Any], box: Box) -> Iterator[str]:
 
 
 def _shard_index(array: zarr.Array[Any], strict: StrictStore, key: str) -> NDArray[np.bool_] | None:
-    """Return which inner chunks a shard holds, shaped as its grid of chunks; None where the shard is absent."""
+    """Return which inner chunks a shard holds, as its grid of chunks; None where it is absent."""
     assert array.shards is not None
     counts = tuple(s // c for s, c in zip(array.shards, array.chunks, strict=True))
     n_bytes = 16 * int(np.prod(counts)) + 4  # (offset, length) as little-endian uint64 each, then a crc32c
@@ -164,7 +164,8 @@ def _shard_index(array: zarr.Array[Any], strict: StrictStore, key: str) -> NDArr
         )
     pairs = np.frombuffer(data[:-4], "<u8").reshape(-1, 2)
     _check_crc32c(data, key)
-    return (pairs[:, 0] != _EMPTY).reshape(counts)
+    held: NDArray[np.bool_] = (pairs[:, 0] != _EMPTY).reshape(counts)
+    return held
 
 
 def _has_standard_index(array: zarr.Array[Any]) -> bool:

@@ -132,7 +132,7 @@ class Denoiser:
         """Projected peak memory of :meth:`run_tile`, in bytes per voxel of the tile, the network's own aside.
 
         The finest level decides: what the last decoder reads (twice ``features`` channels), the skip and what
-        was upsampled, which it was made of, are alive together; that is 545 bytes per voxel for 32 features in
+        was upsampled, which it was made of, are alive together: 545 bytes per voxel for 32 features in
         float32, and 720 were measured where freed tensors stay with the process. A convolution in float64
         unrolls its input nine times.
         """

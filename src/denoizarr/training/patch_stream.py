@@ -200,12 +200,12 @@ class PatchStream(IterableDataset[Item]):
         self._process = os.getpid()
 
     def _check_process(self) -> None:
-        """Refuse to read in a forked worker, where the object store's threads are gone and a read never ends."""
+        """Refuse to read in a forked worker: the object store's threads are gone there, a read never ends."""
         if os.getpid() != self._process and any(r.source is not None for r in self._readers):
             raise BadRequest(
                 "a forked DataLoader worker cannot read from a store",
                 where="PatchStream",
-                remedy='use num_workers=0, since the stream reads ahead in threads, or multiprocessing_context="spawn"',
+                remedy='use num_workers=0 (the stream reads ahead itself) or multiprocessing_context="spawn"',
             )
 
     def __iter__(self) -> Iterator[Item]:

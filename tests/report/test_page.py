@@ -221,7 +221,7 @@ def test_any_missing_piece_is_left_out(make_run, piece):
         "stage1/index.zarr/zarr.json",
     ],
 )
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"{}", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"{}", b"\xff"])
 def test_any_damaged_piece_is_left_out_and_named(make_run, piece, content):
     run = make_run()
     (run / piece).write_bytes(content)

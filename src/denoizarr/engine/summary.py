@@ -64,3 +64,17 @@ def summarise(
         seconds=round(seconds, 3),
         peak_bytes=max((int(record.get("peak_bytes", 0)) for record in records), default=0),
     )
+
+
+def added(destination: str, summaries: Sequence[RunSummary]) -> RunSummary:
+    """Return the sum of several jobs' summaries: counts and seconds added, the largest peak."""
+    return RunSummary(
+        destination=destination,
+        blocks_total=sum(s.blocks_total for s in summaries),
+        blocks_done=sum(s.blocks_done for s in summaries),
+        blocks_skipped=sum(s.blocks_skipped for s in summaries),
+        missing_chunks=sum(s.missing_chunks for s in summaries),
+        changes=tuple(dict.fromkeys(change for s in summaries for change in s.changes)),
+        seconds=round(sum(s.seconds for s in summaries), 3),
+        peak_bytes=max((s.peak_bytes for s in summaries), default=0),
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import pickle
 import re
 import time
 from collections.abc import Sequence
@@ -17,30 +17,30 @@ import xarray as xr
 
 from denoizarr.engine.cluster import usable_cores
 from denoizarr.engine.runner import Step, run_step
-from denoizarr.engine.summary import RunSummary, summarise
+from denoizarr.engine.summary import RunSummary, added, summarise
 from denoizarr.errors import BadRequest, MemoryLimitTooSmall, ModelError
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import ceil_div
 from denoizarr.geometry.tiling import tile_for, tiles_of
 from denoizarr.images.layout import OutputLayout, chunks_like, plan_layout
-from denoizarr.images.output import begin_output, finish_output, ledger_url
-from denoizarr.images.pyramid import blocks_per_batch, build_pyramid
-from denoizarr.images.save import world_of
+from denoizarr.images.output import begin_output, check_apart, finish_output, ledger_url, reopen_output
+from denoizarr.images.pyramid import blocks_per_batch, build_pyramid, pyramid_steps
+from denoizarr.images.save import omero_of, world_of
 from denoizarr.stores import locations
-from denoizarr.stores.images import ImageLike, as_image, open_image, reader_of
+from denoizarr.stores.images import ImageLike, as_images, reader_of
 from denoizarr.stores.sources import ImageReader
 from denoizarr.stores.strict import Missing
 from denoizarr.training.denoiser import Denoiser
 
 from .block import PredictionSpec, denoise_block
 
-_LOG = logging.getLogger(__name__)
-
 # Resident memory of a worker that has imported torch, zarr and distributed and done nothing yet; measured
 # 420 to 480 MB, rounded up.
 BASE_BYTES = 512 * 2**20
 # A batch is some seconds of a CPU core: the standard network does about half a megapixel a second.
 _BATCH_VOXELS = 2 * 2**20
+# Cores are filled with blocks; one block's last bits depend on its number of threads (P2).
+_BLOCK_THREADS = 1
 _TILE_SIDES = (2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 32, 16, 8)
 
 
@@ -125,7 +125,6 @@ def plan_prediction(
     if kept.kind not in "uif":
         raise BadRequest("an output dtype is an integer or a float", got=kept)
     scale, translation, units = world_of(image)
-    ome = image.attrs.get("ome") if isinstance(image.attrs.get("ome"), dict) else {}
     layout = plan_layout(
         locations.join(destination),
         dims=reader.dims,
@@ -139,7 +138,7 @@ def plan_prediction(
         shards=shards,
         levels=levels,
         name=str(image.name or ""),
-        omero=(ome or {}).get("omero"),
+        omero=omero_of(image),
     )
     grid = layout.levels[0].write_units
     first = grid.box(0)
@@ -257,11 +256,12 @@ def predict(
     Parameters
     ----------
     denoiser : Denoiser, str or Path
-    source : str, Path, zarr.Array, DataArray, dask or numpy array
+    source : str, Path, zarr.Array, DataArray, dask or numpy array, or a list or glob of them
         Any axes of t, c, z beside the model's own are looped. With a ``client``, workers must be able to
         read it from its store.
     destination : str or Path
-        The output; its ledger, with a copy of the model, lies beside it as ``<destination>.ledger``.
+        The output; its ledger, with a copy of the model, lies beside it as ``<destination>.ledger``. For
+        several images, a folder that gets one output for each, under the image's name.
     client : distributed.Client, optional
         Without one, as many threads of this process as there are cores.
     memory_limit : str or int
@@ -286,27 +286,59 @@ def predict(
     ModelError, MemoryLimitTooSmall, OutputExists, LedgerMismatch, MissingChunk, NonFiniteData, BlockFailed,
     ClusterLost
     """
-    started = time.monotonic()
     model = Denoiser.load(denoiser) if isinstance(denoiser, str | Path) else denoiser
-    if isinstance(source, list | tuple):
-        raise BadRequest(
-            "predict writes one image",
-            got=f"{len(source)} images",
-            remedy="call it for each, or list them in a job file",
+    images = as_images(source, missing=missing)
+    names = unique_names(images)
+    summaries = [
+        _predict_one(
+            model,
+            image,
+            locations.join(destination)
+            if len(images) == 1
+            else locations.join(destination, f"{name}.ome.zarr"),
+            client=client,
+            overwrite=overwrite,
+            progress=progress,
+            memory_limit=memory_limit,
+            tile_shape=tile_shape,
+            dtype=dtype,
+            ome_version=ome_version,
+            chunks=chunks,
+            shards=shards,
+            levels=levels,
         )
-    image = open_image(source, missing=missing) if isinstance(source, str | Path) else as_image(source)  # type: ignore[arg-type]
-    planned = plan_prediction(
-        model,
-        image,
-        destination,
-        memory_limit=memory_limit,
-        tile_shape=tile_shape,
-        dtype=dtype,
-        ome_version=ome_version,
-        chunks=chunks,
-        shards=shards,
-        levels=levels,
-    )
+        for image, name in zip(images, names, strict=True)
+    ]
+    return summaries[0] if len(images) == 1 else added(locations.join(destination), summaries)
+
+
+def unique_names(images: Sequence[xr.DataArray]) -> tuple[str, ...]:
+    """Return a file name for every image: its own, numbered where several share one."""
+    names: list[str] = []
+    for image in images:
+        stem = str(image.name or "image")
+        twins = sum(1 for other in names if other == stem or other.startswith(f"{stem}-"))
+        names.append(stem if not twins else f"{stem}-{twins + 1}")
+    return tuple(names)
+
+
+def _predict_one(
+    model: Denoiser,
+    image: xr.DataArray,
+    destination: str,
+    *,
+    client: Any,
+    overwrite: bool,
+    progress: bool,
+    **layout_options: Any,
+) -> RunSummary:
+    started = time.monotonic()
+    planned = plan_prediction(model, image, destination, **layout_options)
+    check_apart(destination, planned.reader.urls)
+    if client is not None:
+        pickle.dumps(
+            planned.reader
+        )  # refused here, before anything is begun, if only this process has the image
     device = "cuda" if torch.cuda.is_available() else "cpu"
     identity = {
         "kind": "predict",
@@ -314,25 +346,21 @@ def predict(
         "missing": getattr(planned.reader.source, "missing", "error"),
         "model": model.digest,
         "tile_shape": list(planned.tile_shape),
-        "threads": 1,
+        "threads": _BLOCK_THREADS,
         "device": device,
     }
     ledger = begin_output(planned.layout, identity, overwrite=overwrite)
     model_url = locations.join(ledger_url(planned.layout.url), "model.safetensors")
     if not locations.exists(model_url):
         model.save(model_url)
-    grid = planned.layout.levels[0].write_units
-    step = Step(
-        "level-0",
-        denoise_block,
-        PredictionSpec(
-            planned.reader, model_url, model.digest, planned.layout, planned.tile_shape, 1, device
-        ),
-        len(grid),
-        blocks_per_batch(grid.box(0).size, _BATCH_VOXELS),
+    spec = PredictionSpec(
+        planned.reader, model_url, model.digest, planned.layout, planned.tile_shape, _BLOCK_THREADS, device
     )
-    threads_before = torch.get_num_threads()
-    threads = usable_cores()
+    grid = planned.layout.levels[0].write_units
+    size = blocks_per_batch(grid.box(0).size, _BATCH_VOXELS)
+    step = Step("level-0", denoise_block, spec, len(grid), size)
+    reopen_output(planned.layout, ledger, [step, *pyramid_steps(planned.layout)])
+    threads_before, threads = torch.get_num_threads(), usable_cores()
     try:
         records = run_step(
             step, ledger=ledger, client=client, threads=threads, progress=progress, label="inference"
@@ -347,10 +375,7 @@ def predict(
     }
     records += build_pyramid(planned.layout, ledger, client=client, threads=threads, progress=progress)
     finish_output(planned.layout)
+    seconds = time.monotonic() - started
     return summarise(
-        planned.layout.url,
-        records,
-        seconds=time.monotonic() - started,
-        changes=planned.changes,
-        missing_chunks=len(absent),
+        planned.layout.url, records, seconds=seconds, changes=planned.changes, missing_chunks=len(absent)
     )

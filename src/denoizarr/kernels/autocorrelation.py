@@ -197,7 +197,7 @@ def detrending_bias(autocorrelation: Floats, shape: tuple[int, int], degree: int
     return bias
 
 
-def unbiased(autocorrelation: Floats, shape: tuple[int, int], degree: int = 2, iterations: int = 4) -> Floats:
+def unbiased(autocorrelation: Floats, shape: tuple[int, int], degree: int = 2, iterations: int = 8) -> Floats:
     """Take out of a mean autocorrelation of detrended windows what detrending did to it.
 
     The fixed point of measured = (r + bias(r)) / (1 + bias(r)(0)). A constant at all lags looks like a

@@ -1,9 +1,9 @@
 """The demo's microscope: a stack of cells with known truth, seen through blur, photons and scan noise.
 
-The model, in the order in which a laser-scanning microscope does it: fluorescence of cells (soft cytoplasm with
-a darker nucleus, filaments, vesicles) on a faint background; the blur of the optics, wider along z; Poisson
-counts of photons; read noise of the detector; and scan noise, white noise averaged over a few pixels along the
-scan line x, as a fluctuating laser or a slow amplifier gives it. Everything is a function of shape and seed.
+The model, in the order in which a laser-scanning microscope does it: fluorescence of cells (soft cytoplasm
+with a darker nucleus, filaments, vesicles) on a faint background; the blur of the optics, wider along z;
+Poisson counts of photons; read noise of the detector; and scan noise, white noise averaged over a few pixels
+along the scan line x, as a slow amplifier or a flickering laser gives it. Shape and seed decide everything.
 """
 
 from __future__ import annotations
@@ -143,9 +143,9 @@ def _seen(fluorescence: Image, microscope: Microscope) -> Image:
 
 
 def _specimen(random: np.random.Generator, shape: tuple[int, int, int], microscope: Microscope) -> Image:
-    """Draw the fluorescence before the blur; the median cell's cytoplasm is about 1."""
+    """Draw the fluorescence before the blur; a cell's cytoplasm is about 1."""
     extent = np.array(shape) * microscope.spacing_um
-    # About one cell on 16 x 16 um, but some cell in any stack; cells lie flat, around the middle of the stack.
+    # About one cell on 16 x 16 um, but some cell in any stack; cells lie around the middle of the stack.
     count = max(1, round(float(extent[1] * extent[2]) / 260.0))
     centres = _apart(random, count) * extent
     radii = random.uniform((4.0, 6.0, 6.0), (7.0, 12.0, 12.0), (count, 3))

@@ -75,8 +75,8 @@ class StageSettings(_Section):
 
     patch_size: Annotated[int, Field(ge=8)] | tuple[Positive, Positive] = 64
     batch_size: Positive = 8
-    num_epochs: Positive = 8
-    patches_per_epoch: Positive | None = 2048
+    num_epochs: Positive = 10
+    patches_per_epoch: Positive | None = 2560
     mask_percentage: Annotated[float, Field(gt=0, le=50)] = 1.5
     masking_strategy: Literal["uniform", "median", "mean", "zero", "random", 0, 1, 2] = "uniform"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

@@ -12,10 +12,10 @@ import xarray as xr
 
 from denoizarr.engine.cluster import usable_cores
 from denoizarr.errors import BadData, BadRequest, ConfigError, ImageNotFound, PatchTooLarge, Unfinished
-from denoizarr.inference.predict import Prediction, plan_prediction
+from denoizarr.inference.predict import Prediction, plan_prediction, unique_names
 from denoizarr.kernels.unet import NetworkShape, build_network
 from denoizarr.stores import locations
-from denoizarr.stores.images import as_images, open_image, reader_of
+from denoizarr.stores.images import as_images, reader_of
 from denoizarr.training.denoiser import Denoiser, Normalisation
 from denoizarr.training.noise_kernel import NoiseKernel
 from denoizarr.training.options import TrainingOptions
@@ -136,8 +136,9 @@ def check_job(job: JobConfig) -> CheckedJob:
     BadRequest, BadData, Unfinished
         The first thing that is wrong.
     """
-    images = tuple(image for source in job.input.sources for image in _open(source, job))
-    names = _names(images)
+    given = job.input
+    images = tuple(as_images(given.sources, given.axes, level=given.level, missing=given.missing))
+    names = unique_names(images)
     stage1 = options_of(job.stage1) if job.run_stage1 else None
     stage2 = options_of(job.stage2) if job.run_stage2 else None
     for label, options in (("stage1", stage1), ("stage2", stage2)):
@@ -154,25 +155,6 @@ def check_job(job: JobConfig) -> CheckedJob:
         for image, name in zip(images, names, strict=True)
     )
     return CheckedJob(job, images, names, stage1, stage2, kernel, predictions)
-
-
-def _open(source: str, job: JobConfig) -> list[xr.DataArray]:
-    if any(sign in source for sign in "*?[") and not locations.exists(source):
-        urls = [str(image.attrs["url"]) for image in as_images(source, job.input.axes)]
-    else:
-        urls = [source]
-    return [
-        open_image(url, level=job.input.level, missing=job.input.missing, axes=job.input.axes) for url in urls
-    ]
-
-
-def _names(images: tuple[xr.DataArray, ...]) -> tuple[str, ...]:
-    names: list[str] = []
-    for image in images:
-        stem = str(image.name or "image")
-        twins = sum(1 for other in names if other == stem or other.startswith(f"{stem}-"))
-        names.append(stem if not twins else f"{stem}-{twins + 1}")
-    return tuple(names)
 
 
 def options_of(settings: StageSettings) -> TrainingOptions:
@@ -192,7 +174,7 @@ def output_options(job: JobConfig) -> dict[str, Any]:
 
 
 def destination_of(job: JobConfig, names: tuple[str, ...], name: str, kind: str = "denoised") -> str:
-    """Return where an output image lies in the run folder: in a folder of its kind where there are several."""
+    """Return where an output image lies in the run folder; several lie in a folder of their kind."""
     if len(names) == 1:
         return locations.join(job.output.url, f"{kind}.ome.zarr")
     return locations.join(job.output.url, kind, f"{name}.ome.zarr")

@@ -23,16 +23,18 @@ from typing import Any
 
 from denoizarr.engine.cluster import ClusterSettings, open_client, usable_cores
 from denoizarr.engine.ledger import Ledger
-from denoizarr.engine.summary import RunSummary
+from denoizarr.engine.summary import RunSummary, added
 from denoizarr.errors import ImageNotFound, OutputExists
 from denoizarr.images.output import is_complete
 from denoizarr.inference.predict import parse_bytes, predict
+from denoizarr.kernels.blindspot import largest_percentage
 from denoizarr.report.page import write_report
 from denoizarr.selection.filters import MaxPatchFilter, MeanStdPatchFilter, ShannonPatchFilter
 from denoizarr.selection.image_statistics import ImageStatistics
 from denoizarr.selection.patch_index import PatchIndex, index_from_maps
 from denoizarr.selection.survey import Survey, survey
 from denoizarr.stores import locations, records
+from denoizarr.stores.images import reader_of
 from denoizarr.training.denoiser import Denoiser, Normalisation
 from denoizarr.training.noise_kernel import NoiseKernel, extract_noise_kernel
 from denoizarr.training.options import TrainingOptions
@@ -186,7 +188,16 @@ def _survey_images(
                     names=names,
                     coverage=job.patch_filter.coverage,
                     destination=where,
-                    ledger=Ledger.claim(f"{where}.ledger", {"patch_size": list(size), "names": list(names)}),
+                    ledger=Ledger.claim(
+                        f"{where}.ledger",
+                        {
+                            "kind": "survey",
+                            "input": reader_of(image).identity,
+                            "patch_size": list(size),
+                            "names": list(names),
+                            "coverage": job.patch_filter.coverage,
+                        },
+                    ),
                     threads=usable_cores(),
                     progress=run.progress,
                 )
@@ -233,7 +244,8 @@ def _filter_of(job: JobConfig) -> MaxPatchFilter | MeanStdPatchFilter | ShannonP
     if settings.name == "shannon":
         return ShannonPatchFilter(threshold=threshold, ref_channel=channel)
     if settings.name == "max":
-        return MaxPatchFilter(threshold=threshold, ref_channel=channel)
+        coverage = {} if settings.coverage is None else {"coverage": settings.coverage}
+        return MaxPatchFilter(threshold=threshold, ref_channel=channel, **coverage)
     if settings.name == "mean_std":
         return MeanStdPatchFilter(
             mean_threshold=threshold, std_threshold=settings.std_threshold, ref_channel=channel
@@ -257,6 +269,15 @@ def _stage2(
         return None
     if run.checked.stage1 is not None and _pair(options.patch_size) != _pair(run.checked.stage1.patch_size):
         surveys = _survey_images(run, _pair(options.patch_size), "filter_map_stage2")
+    most = largest_percentage(kernel.mask)
+    if options.mask_percentage > most:
+        # More would hide over half of a patch; a measured kernel must not end a job that has come this far.
+        _LOG.info(
+            "stage 2 predicts %.3g %% of the pixels, not %.3g: the kernel is large",
+            most,
+            options.mask_percentage,
+        )
+        options = replace(options, mask_percentage=most)
     return _train(run, "stage2", options, surveys, normalisation, kernel)
 
 
@@ -369,26 +390,11 @@ def _apply(run: _Run, label: str, denoiser: Denoiser, kind: str, client_of: Call
                     **output_options(run.job),
                 )
             )
-        total = _added(run, summaries)
+        total = summaries[0] if len(summaries) == 1 else added(run.path(kind), summaries)
         entry["note"] = (
             f"{total.blocks_done} of {total.blocks_total} blocks, {total.blocks_skipped} done before"
         )
     return total
-
-
-def _added(run: _Run, summaries: list[RunSummary]) -> RunSummary:
-    if len(summaries) == 1:
-        return summaries[0]
-    return RunSummary(
-        destination=run.path("denoised"),
-        blocks_total=sum(s.blocks_total for s in summaries),
-        blocks_done=sum(s.blocks_done for s in summaries),
-        blocks_skipped=sum(s.blocks_skipped for s in summaries),
-        missing_chunks=sum(s.missing_chunks for s in summaries),
-        changes=tuple(dict.fromkeys(change for s in summaries for change in s.changes)),
-        seconds=sum(s.seconds for s in summaries),
-        peak_bytes=max(s.peak_bytes for s in summaries),
-    )
 
 
 def _finish(run: _Run, summary: RunSummary, kernel: NoiseKernel | None, *, skipped: bool) -> None:

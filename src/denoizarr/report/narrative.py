@@ -208,7 +208,7 @@ def residual_sentence(check: ResidualCheck) -> str:
         place = " and ".join(f"{words.plural(lag, 'pixel')} along {axis}" for axis, lag in apart if lag)
         return (
             f"Pixels that are {place} apart should share no noise, yet what was removed is correlated there "
-            f"by {words.number(check.outside, 2)}; chance would give at most {words.number(check.chance, 2)}. "
+            f"by {words.number(check.outside, 2)}; chance gives at most {words.number(check.chance, 2)}. "
             "Some structure, or noise outside the kernel, is in it."
         )
     limit = words.number(usual, 2)

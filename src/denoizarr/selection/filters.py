@@ -7,11 +7,10 @@ instance holds the settings and goes into ``build_index``.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 
 from denoizarr.errors import BadRequest
 from denoizarr.kernels.patch_scores import DEFAULT_COVERAGE
@@ -21,6 +20,9 @@ from .cells import PatchSize
 from .filter_maps import expanded, lazy_map
 from .scores import Score
 from .thresholds import check_threshold, otsu_threshold
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # A plot shows no more; larger planes are thinned.
 _PLOT_VOXELS = 2048
@@ -181,8 +183,8 @@ class _PatchFilter:
         """Return the filter with its threshold chosen, where it has none: one for all the maps together."""
         if getattr(self, self.threshold_name) is not None:
             return self
-        values = [np.asarray(self._main_values(m)).ravel() for m in filter_maps]
-        return replace(self, **{self.threshold_name: otsu_threshold(np.concatenate(values))})  # type: ignore[type-var]
+        chosen = otsu_threshold(*(np.asarray(self._main_values(m)) for m in filter_maps))
+        return replace(self, **{self.threshold_name: chosen})  # type: ignore[type-var]
 
     def settings(self) -> dict[str, Any]:
         """Return what an index records of this filter: its name and settings, JSON-able."""

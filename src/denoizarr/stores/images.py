@@ -207,7 +207,9 @@ def _data_array(
     )  # xarray would take the Dask name for one
 
 
-def as_image(data: ImageLike, axes: str | Sequence[str] | None = None) -> xr.DataArray:
+def as_image(
+    data: ImageLike, axes: str | Sequence[str] | None = None, *, level: int = 0, missing: Missing = "error"
+) -> xr.DataArray:
     """Return any kind of image that the public functions take as a ``DataArray``.
 
     Parameters
@@ -216,6 +218,8 @@ def as_image(data: ImageLike, axes: str | Sequence[str] | None = None) -> xr.Dat
         2D arrays are (y, x), 3D (z, y, x); more axes need ``axes``.
     axes : str or sequence of str, optional
         Axis names of an array in its own order.
+    level, missing
+        Of an image given by its URL, as in :func:`open_image`.
 
     Raises
     ------
@@ -223,7 +227,7 @@ def as_image(data: ImageLike, axes: str | Sequence[str] | None = None) -> xr.Dat
         The axes are not known or not told; for a kind of input that is not an image.
     """
     if isinstance(data, str | Path):
-        return open_image(data, axes=axes)
+        return open_image(data, level=level, axes=axes, missing=missing)
     if isinstance(data, xr.DataArray):
         _check_axes(tuple(str(d) for d in data.dims), "a DataArray")
         _check_voxels(data, "a DataArray")
@@ -286,7 +290,11 @@ def _from_zarr(array: zarr.Array[Any], names: tuple[str, ...]) -> xr.DataArray:
 
 
 def as_images(
-    data: ImageLike | Sequence[ImageLike], axes: str | Sequence[str] | None = None
+    data: ImageLike | Sequence[ImageLike],
+    axes: str | Sequence[str] | None = None,
+    *,
+    level: int = 0,
+    missing: Missing = "error",
 ) -> list[xr.DataArray]:
     """Return one or several images; a string may be a glob, matched in sorted order.
 
@@ -299,12 +307,12 @@ def as_images(
         found = sorted(glob.glob(str(locations.local_path(data))))  # noqa: PTH207  (an absolute pattern)
         if not found:
             raise ImageNotFound("no image matches", where=data, remedy="check the pattern")
-        return [as_image(name, axes) for name in found]
+        return [as_image(name, axes, level=level, missing=missing) for name in found]
     if isinstance(data, list | tuple):
         if not data:
             raise ImageNotFound("an empty list of images")
-        return [image for item in data for image in as_images(item, axes)]
-    return [as_image(data, axes)]  # type: ignore[arg-type]
+        return [image for item in data for image in as_images(item, axes, level=level, missing=missing)]
+    return [as_image(data, axes, level=level, missing=missing)]  # type: ignore[arg-type]
 
 
 def source_of(image: xr.DataArray) -> ImageSource | None:

@@ -33,7 +33,7 @@ Integers = NDArray[np.int64]
 # A block this many patches wide loses little to its border.
 _PATCHES_ACROSS = 4
 # One patch is drawn from so many cells while a block is decoded: voxels read per voxel used, before borders.
-_CELLS_PER_PATCH = 4
+_CELLS_PER_PATCH = 2
 _FEWEST_PER_BLOCK, _FEWEST_BLOCKS = 16, 16
 _CELLS_AT_ONCE = 1 << 20
 _RESIDENT_BYTES = 256 * 2**20

@@ -28,10 +28,15 @@ DEGREE = 2
 SMALLEST_SIDE = 24
 # Lags compared between windows: near ones, where structure has most of its correlation.
 _NEAR = 3
-# Of the 24 near lags about ten are independent; their median then varies by sqrt(2 / 10 / (n - 1)) or so.
+# Of the 24 near lags about ten are independent; their mean spread then varies by sqrt(2 / 10 / (n - 1)).
 _INDEPENDENT_LAGS = 10
 # A tenth more spread than sampling gives: structure adds at most a third of one window's standard error.
 _SPREAD_TOLERANCE = 1.1
+# From a full well's photon noise (30,000 electrons) to a good camera's read noise (1.7) is this factor of
+# variance. Windows further apart are not of one detector's noise: flat parts of a clean image are.
+_VARIANCE_RANGE = 1e4
+# Rounding to whole numbers adds independent noise only to what varies by half a step (the rule for dither).
+_RESOLVED_VARIANCE = 0.25
 # How wrong the shape of the structure may be that is subtracted: it differs from window to window.
 _SHAPE_ERROR = 0.3
 
@@ -50,9 +55,9 @@ class NoiseSample:
     windows, window_size : int
         Windows taken, and their shorter side in pixels.
     spread : float
-        Variance of near lags between windows over what sampling alone gives, median; about 1 for noise.
+        Variance of near lags between windows over what sampling alone gives; about 1 for noise.
     agrees : bool
-        Whether the spread is one that noise may have.
+        Whether spread and range of variances are such as noise may have.
     """
 
     mean: Floats
@@ -114,24 +119,31 @@ def measure(windows: np.ndarray[Any, Any], reach: int, minimum: int) -> NoiseSam
     """
     shape = (windows.shape[1], windows.shape[2])
     detrended = lags.detrend(windows, DEGREE)
+    if windows.dtype.kind in "iu":
+        resolved = detrended.var(axis=(1, 2)) >= _RESOLVED_VARIANCE
+        detrended = detrended[resolved] if resolved.sum() >= minimum else detrended
     flattest_first = np.argsort(lags.coarse_share(detrended), kind="stable")
     products = lags.lag_products(detrended[flattest_first], reach)
+    variances = products.variances
     correlation = products.autocorrelation()
     correlation = 0.5 * (correlation + correlation[:, ::-1, ::-1])  # symmetric but for rounding
     taken = minimum
-    sample = _sample_of(correlation[:taken], shape)
+    sample = _sample_of(correlation[:taken], variances[:taken], shape)
     while taken < len(correlation):
         # The flattest few may disagree by chance where many more agree: the largest that agrees counts.
         taken = min(max(taken + 1, int(1.25 * taken)), len(correlation))
-        larger = _sample_of(correlation[:taken], shape)
+        larger = _sample_of(correlation[:taken], variances[:taken], shape)
         sample = larger if larger.agrees else sample
-    return _without_structure(sample, correlation, products.variances, shape) if sample.agrees else sample
+    mean = lags.unbiased(correlation[: sample.windows].mean(axis=0), shape, DEGREE)
+    sample = replace(sample, mean=mean)
+    return _without_structure(sample, correlation, variances, shape) if sample.agrees else sample
 
 
-def _sample_of(correlation: Floats, shape: tuple[int, int]) -> NoiseSample:
+def _sample_of(correlation: Floats, variances: Floats, shape: tuple[int, int]) -> NoiseSample:
     """Compare the spread between windows with what sampling alone gives."""
     count, reach = len(correlation), correlation.shape[1] // 2
-    mean = lags.unbiased(correlation.mean(axis=0), shape, DEGREE)
+    # Two steps of the correction are near enough to predict a spread with.
+    mean = lags.unbiased(correlation.mean(axis=0), shape, DEGREE, iterations=2)
     between = correlation.var(axis=0, ddof=1)
     # Errors of insignificant lags would add up in the prediction.
     clear = np.abs(mean) > 2.0 * np.sqrt(between / count)
@@ -139,14 +151,17 @@ def _sample_of(correlation: Floats, shape: tuple[int, int]) -> NoiseSample:
     sampling = lags.sampling_variance(np.where(clear, mean, 0.0), shape)
     near = (_distance(reach) <= _NEAR) & (sampling > 0)
     near[reach, reach] = False
-    # The median: where noise is a mixture (photon noise that follows brightness, scan noise that does not), its
-    # own few lags differ between windows too. Structure raises all near lags.
-    spread = float(np.median(between[near] / sampling[near])) if near.any() else np.inf
+    # Noise may be a mixture, of photon noise that follows brightness and scan noise that does not: then its
+    # own lags differ between windows too, three of the near ones for a row. Structure raises them all.
+    ratios = np.sort(between[near] / sampling[near])
+    spread = float(ratios[: ratios.size - ratios.size // 8].mean()) if ratios.size else np.inf
     limit = _SPREAD_TOLERANCE + 3.0 * sqrt(2.0 / (_INDEPENDENT_LAGS * (count - 1)))
     error = np.sqrt(np.maximum(between, sampling) / count)
     error[reach, reach] = 0.0
     leftover = np.sqrt(max(spread - 1.0, 0.0) * sampling)
-    return NoiseSample(mean, error, leftover, count, min(shape), spread, spread <= limit)
+    low, high = np.quantile(variances, (0.1, 0.9))
+    agrees = bool(spread <= limit and high <= _VARIANCE_RANGE * low)
+    return NoiseSample(mean, error, leftover, count, min(shape), spread, agrees)
 
 
 def _without_structure(

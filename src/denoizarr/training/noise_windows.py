@@ -163,7 +163,8 @@ def _denoised(reader: ImageReader, box: Box, denoiser: Denoiser) -> Array:
     around = box.grow(margin).clip(reader.shape)
     tile = reader.read(around)
     tile = tile.reshape(tile.shape[-2:])
-    missing = [(0, round_up(n, step) - n) for n, step in zip(tile.shape, denoiser.stride[-2:], strict=True)]
+    stride = denoiser.stride[-2:]
+    missing = [(0, round_up(tile.shape[axis], stride[axis]) - tile.shape[axis]) for axis in (0, 1)]
     channel = box.start[reader.dims.index("c")] if "c" in reader.dims and denoiser.channels > 1 else 0
     result = denoiser.run_tile(np.pad(tile, missing, mode="edge").astype(np.float32), channel)
     inner = box.relative_to(around.start)

@@ -213,8 +213,8 @@ class StructuralNoiseExtractor:
         freedom = sample.windows - 1
         tested = (sample.mean.size - 1) // 2
         threshold = _critical(self.false_alarm / tested, freedom)
-        # Taking the flattest windows pushes near lags down, by up to .06 in small windows of long streaks: what is
-        # negative counts by what is beyond the floor only.
+        # Taking the flattest windows pushes near lags down, by up to .06 in small windows of long streaks: of
+        # what is negative, only what lies beyond the floor counts.
         strength = np.where(sample.mean >= 0, sample.mean, np.maximum(-sample.mean - self.floor, 0.0))
         strength[reach, reach] = 0.0
         seeds = (np.abs(z_scores) >= threshold) & (strength >= self.floor)
@@ -283,8 +283,8 @@ def _objection(sample: NoiseSample) -> str:
     """Return why the correlation cannot be taken for noise, or nothing."""
     if not sample.agrees:
         return (
-            f"structure everywhere: even the flattest {sample.windows} windows differ {sample.spread:.1f} "
-            "times as much as noise would, so noise cannot be told from structure"
+            f"structure everywhere: even the flattest {sample.windows} windows differ more than noise would "
+            f"({sample.spread:.1f} times in their correlations), so noise cannot be told from structure"
         )
     reach = sample.mean.shape[0] // 2
     if min(sample.mean[reach, reach + 1], sample.mean[reach + 1, reach]) >= _SMOOTH:

@@ -241,7 +241,6 @@ class _Job:
             "best_epoch": state.best_epoch,
             "best_validation_loss": state.best_loss if math.isfinite(state.best_loss) else None,
             "train_loss": last["train_loss"],
-            "seconds": round(sum(row["seconds"] for row in state.history), 3),
             "device": device.type,
             "threads": state.threads,
             "images": len(self.images),

@@ -76,7 +76,7 @@ class StageSettings(_Section):
     patch_size: Annotated[int, Field(ge=8)] | tuple[Positive, Positive] = 64
     batch_size: Positive = 8
     num_epochs: Positive = 10
-    patches_per_epoch: Positive | None = 2560
+    patches_per_epoch: Positive | None = 2048
     mask_percentage: Annotated[float, Field(gt=0, le=50)] = 1.5
     masking_strategy: Literal["uniform", "median", "mean", "zero", "random", 0, 1, 2] = "uniform"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

@@ -4,8 +4,8 @@
 
 A virtual image of N gigabytes is an OME-Zarr on disk whose every shard is a hard link to one real shard of
 noise, so that it reads like a full one. The first and the last blocks of it are denoised with the standard
-network on a local Dask cluster, exactly as ``predict`` does them, and each worker reports the largest resident
-memory that it has had.
+network on a local Dask cluster, exactly as ``predict`` does them, and each worker reports the largest
+resident memory that it has had.
 """
 
 from __future__ import annotations

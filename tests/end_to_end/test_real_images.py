@@ -1,4 +1,4 @@
-"""What real noisy images must give without training: their statistics, their maps, the shape of their noise."""
+"""What real noisy images must give without training: statistics, maps, the shape of their noise."""
 
 from __future__ import annotations
 

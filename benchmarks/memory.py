@@ -26,7 +26,7 @@ from denoizarr.engine.runner import Step, run_step
 from denoizarr.images.layout import create_array, plan_layout
 from denoizarr.images.output import begin_output, open_level
 from denoizarr.inference.block import PredictionSpec, denoise_block
-from denoizarr.inference.predict import parse_bytes, plan_prediction
+from denoizarr.inference.prediction import parse_bytes, plan_prediction
 from denoizarr.kernels.unet import NetworkShape, build_network
 from denoizarr.stores import locations
 from denoizarr.stores.images import open_image

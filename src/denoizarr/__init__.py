@@ -22,7 +22,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "images.save": ("save_image",),
     "images.convert": ("convert",),
     "selection.filters": ("MaxPatchFilter", "MeanStdPatchFilter", "ShannonPatchFilter"),
-    "selection.patch_index": ("PatchIndex", "build_index"),
+    "selection.index_builder": ("build_index",),
+    "selection.patch_index": ("PatchIndex",),
     "training.patch_stream": ("PatchStream",),
     "training.structure": ("StructuralNoiseExtractor",),
     "training.noise_kernel": ("NoiseKernel", "extract_noise_kernel"),
@@ -107,8 +108,8 @@ if TYPE_CHECKING:
     from denoizarr.selection.filters import MaxPatchFilter as MaxPatchFilter
     from denoizarr.selection.filters import MeanStdPatchFilter as MeanStdPatchFilter
     from denoizarr.selection.filters import ShannonPatchFilter as ShannonPatchFilter
+    from denoizarr.selection.index_builder import build_index as build_index
     from denoizarr.selection.patch_index import PatchIndex as PatchIndex
-    from denoizarr.selection.patch_index import build_index as build_index
     from denoizarr.stores.describe import info as info
     from denoizarr.stores.images import open_image as open_image
     from denoizarr.training.denoiser import Denoiser as Denoiser

@@ -196,8 +196,9 @@ def train(
     epochs: Annotated[int, typer.Option(help="Number of epochs.")] = 10,
     patch_size: Annotated[int, typer.Option(help="In pixels, y and x.")] = 64,
     patches_per_epoch: Annotated[
-        int | None, typer.Option(help="Default: as many as the index holds, at most 4096.")
+        int | None, typer.Option(help="Default: as the index holds, 1024 to 4096.")
     ] = None,
+    mask_percentage: Annotated[float, typer.Option(help="Predicted pixels, per cent of a patch.")] = 1.5,
     seed: Annotated[int, typer.Option(help="Of weights, patches and blind spots.")] = 0,
     as_json: Json = False,
     debug: Debug = False,
@@ -216,7 +217,11 @@ def train(
         None if index is None else PatchIndex.open(index),
         blind_spot=None if kernel is None else NoiseKernel.load(kernel).mask,
         options=TrainingOptions(
-            patch_size=patch_size, num_epochs=epochs, patches_per_epoch=patches_per_epoch, seed=seed
+            patch_size=patch_size,
+            num_epochs=epochs,
+            patches_per_epoch=patches_per_epoch,
+            mask_percentage=mask_percentage,
+            seed=seed,
         ),
         checkpoint=f"{out.removesuffix('.safetensors')}.checkpoints",
     )
@@ -247,15 +252,19 @@ def predict(
     Example: `denoizarr predict model.safetensors stack.ome.zarr denoised.ome.zarr`
     """
     from denoizarr.engine.cluster import ClusterSettings, open_client
-    from denoizarr.inference.predict import parse_bytes
     from denoizarr.inference.predict import predict as run_predict
+    from denoizarr.inference.prediction import parse_bytes
+    from denoizarr.stores.images import as_images
+    from denoizarr.training.denoiser import Denoiser
 
     limit = parse_bytes(memory_limit)
+    denoiser = Denoiser.load(model)  # before a cluster is started for nothing
+    as_images(source)
     address = None if cluster == "local" else cluster
     settings = ClusterSettings("local" if address is None else "address", workers or "auto", limit, address)
     with open_client(settings) as client:
         summary = run_predict(
-            model,
+            denoiser,
             source,
             destination,
             client=client,

@@ -170,8 +170,11 @@ class BlockFailed(Unfinished, RuntimeError):
     """One or more blocks could not be done; the others are."""
 
 
-class Stopped(Unfinished, RuntimeError):
-    """The job was asked to stop; what is done stays done."""
+class Stopped(Unfinished):
+    """The job was asked to stop; what is done stays done.
+
+    No builtin beside it: it is raised wherever the signal arrives, and is not that code's error.
+    """
 
     exit_status = 75
 

@@ -72,14 +72,14 @@ def deleted_chunk(folder: Path) -> Path:
 
 CASES = {
     no_such_path: ("ImageNotFound", "in.ome.zarr"),
-    no_ome_zarr: ("NotOmeZarr", "denoizarr convert"),
+    no_ome_zarr: ("NotOmeZarr", "multiscales"),
     unknown_key: ("ConfigError", "did you mean 'patch_filter'"),
     broken_yaml: ("ConfigError", "line"),
     patch_too_large: ("PatchTooLarge", "256"),
     another_jobs_output: ("LedgerMismatch", "another job"),
     foreign_folder: ("OutputExists", "run"),
     constant_image: ("DegenerateData", "7"),
-    nan_in_the_image: ("NonFiniteData", "1, 20, 30"),
+    nan_in_the_image: ("NonFiniteData", "z=1, y=20, x=30"),
     deleted_chunk: ("MissingChunk", "c/1/0/0"),
 }
 

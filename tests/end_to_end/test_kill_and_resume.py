@@ -82,3 +82,21 @@ def test_a_finished_job_is_found_finished(undisturbed, tmp_path):
     assert run_cli("run", str(job)).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert hashes(job.parent / "run") == undisturbed
+
+
+def test_sigterm_stops_in_an_orderly_way(undisturbed, tmp_path):
+    job = write_job(tmp_path, scan_noise())
+    run = job.parent / "run"
+    process = subprocess.Popen(command("run", str(job)), stderr=subprocess.PIPE, text=True, env=environment())
+    try:
+        while process.poll() is None and not any(run.glob(PHASES["stage 1"])):
+            threading.Event().wait(0.002)
+        process.terminate()
+        _, said = process.communicate()
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 75
+    assert said.strip().splitlines()[-1].startswith("Stopped: stopped by SIGTERM; run the same command again")
+    assert run_cli("run", str(job)).returncode == 0
+    assert hashes(run) == undisturbed

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from denoizarr.engine.ledger import Ledger
-from denoizarr.errors import LedgerMismatch, MetadataError
+from denoizarr.errors import LedgerMismatch
 
 IDENTITY: dict[str, Any] = {"kind": "copy", "input": {"url": "a", "box": None}, "levels": [[1, 2], [3, 4]]}
 
@@ -60,14 +60,6 @@ def test_a_record_of_another_job_is_refused(tmp_path: Path) -> None:
         ledger.get("s", 0)
 
 
-def test_a_torn_record_is_not_taken_for_a_done_batch(tmp_path: Path) -> None:
-    ledger = Ledger.claim(str(tmp_path / "l"), IDENTITY)
-    ledger.put("s", 0, {})
-    (tmp_path / "l" / "s" / "00000000.json").write_text('{"job": ')
-    with pytest.raises(MetadataError):
-        ledger.get("s", 0)
-
-
 def test_a_claim_is_won_by_one_of_two_jobs(tmp_path: Path) -> None:
     barrier = threading.Barrier(2)
 
@@ -94,3 +86,13 @@ def test_holds_and_forget(tmp_path: Path) -> None:
     assert not ledger.holds("s", 1)
     assert Ledger.claim(ledger.url, IDENTITY) == ledger
     assert (tmp_path / "l" / "model.safetensors").exists(), "what is no record stays"
+
+
+def test_a_torn_record_vouches_for_nothing_and_is_redone(tmp_path):
+    ledger = Ledger.claim(str(tmp_path / "l"), {"a": 1})
+    ledger.put("step", 0, {"results": []})
+    record = tmp_path / "l" / "step" / "00000000.json"
+    record.write_text("")
+    assert ledger.get("step", 0) is None
+    ledger.put("step", 0, {"results": [1]})
+    assert ledger.get("step", 0)["results"] == [1]

@@ -15,7 +15,7 @@ import zarr
 
 from denoizarr.errors import BadRequest, IncompleteOutput, LedgerMismatch, MisalignedGrid, OutputExists
 from denoizarr.geometry.boxes import Box
-from denoizarr.images import save
+from denoizarr.images import save, write
 from denoizarr.images.output import write_box
 from denoizarr.images.save import save_image
 from denoizarr.stores import locations
@@ -133,7 +133,7 @@ def _stop_after(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
         return copy(spec, block)
 
     monkeypatch.setattr(save, "copy_block", copy)
-    monkeypatch.setattr(save, "blocks_per_batch", lambda *_: 2)
+    monkeypatch.setattr(write, "blocks_per_batch", lambda *_: 2)
 
 
 def test_an_unfinished_output_says_so_and_resumes_to_the_same_bytes(
@@ -141,7 +141,7 @@ def test_an_unfinished_output_says_so_and_resumes_to_the_same_bytes(
 ) -> None:
     whole, url = tmp_path / "whole.ome.zarr", tmp_path / "a.ome.zarr"
     with monkeypatch.context() as patch:
-        patch.setattr(save, "blocks_per_batch", lambda *_: 2)
+        patch.setattr(write, "blocks_per_batch", lambda *_: 2)
         save_image(VALUES, whole, **OPTIONS)
     with monkeypatch.context() as patch:
         _stop_after(patch, 7)
@@ -151,7 +151,7 @@ def test_an_unfinished_output_says_so_and_resumes_to_the_same_bytes(
         open_image(url)
     assert info(url)["state"] == "incomplete"
     with monkeypatch.context() as patch:
-        patch.setattr(save, "blocks_per_batch", lambda *_: 2)
+        patch.setattr(write, "blocks_per_batch", lambda *_: 2)
         summary = save_image(VALUES, url, **OPTIONS)
     assert summary.blocks_skipped == 6
     assert summary.blocks_done == summary.blocks_total - 6
@@ -165,7 +165,7 @@ def test_deleted_records_are_redone_and_give_the_same_bytes(
 ) -> None:
     url = tmp_path / "a.ome.zarr"
     options = OPTIONS | {"ome_version": version} | ({"shards": None} if version == "0.4" else {})
-    monkeypatch.setattr(save, "blocks_per_batch", lambda *_: 4)
+    monkeypatch.setattr(write, "blocks_per_batch", lambda *_: 4)
     save_image(VALUES, url, **options)
     before = _hash(url)
     gone = sorted((tmp_path / "a.ome.zarr.ledger" / "level-0").iterdir())[1]

@@ -51,7 +51,6 @@ def test_merging_parts_equals_the_whole_bit_for_bit() -> None:
     whole = lags.lag_products(windows, 5)
     merged = lags.LagProducts.merged([lags.lag_products(windows[a:b], 5) for a, b in ((0, 256), (256, 300))])
     assert np.array_equal(merged.products, whole.products)
-    assert np.array_equal(merged.pooled(), whole.pooled())
     assert np.array_equal(whole.take(np.arange(10)).products, whole.products[:10])
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from denoizarr.images.save import save_image
 from denoizarr.selection.filters import ShannonPatchFilter
-from denoizarr.selection.patch_index import index_from_maps
+from denoizarr.selection.index_builder import index_from_maps
 from denoizarr.selection.survey import survey
 from denoizarr.stores.images import as_image, open_image
 from denoizarr.stores.records import read_json, write_json

@@ -3,12 +3,15 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from denoizarr.errors import BadRequest, EmptyIndex, IncompleteOutput, ModelError, OutputExists, PatchTooLarge
+from denoizarr.selection import index_builder
 from denoizarr.selection.filters import MaxPatchFilter, MeanStdPatchFilter, ShannonPatchFilter
-from denoizarr.selection.patch_index import PatchIndex, build_index, index_from_maps
+from denoizarr.selection.index_builder import build_index, index_from_maps
+from denoizarr.selection.patch_index import PatchIndex
 from denoizarr.selection.weighted import RUN
 
 
@@ -283,3 +286,84 @@ def test_an_image_too_small_to_hold_anything_out_trains_on_all_of_it():
     with pytest.raises(BadRequest, match="fraction"):
         index.split(1.0)
     assert index.split(0.0)[1].n_patches == 0
+
+
+@pytest.mark.parametrize("state", ["incomplete", "damaged", "no root", "no metadata", "empty group"])
+def test_saving_replaces_an_index_in_any_state(tmp_path, state):
+    where, index = tmp_path / "index", filtered(half_bright())
+    index.save(where)
+    root = where / "zarr.json"
+    if state == "incomplete":
+        root.write_text(root.read_text().replace('"complete"', '"incomplete"'))
+        (where / "0" / "zarr.json").unlink()
+    elif state == "damaged":
+        (where / "0" / "zarr.json").write_text("{")
+    elif state == "empty group":
+        zarr.open_group(str(where), mode="w")
+    else:
+        root.unlink()
+        if state == "no metadata":
+            (where / "0" / "zarr.json").unlink()
+    index.save(where)
+    np.testing.assert_array_equal(PatchIndex.open(where).classes[0], index.classes[0])
+
+
+@pytest.mark.parametrize("foreign", ["image", "image without root", "older format", "titled"])
+def test_the_levels_of_an_image_are_not_taken_for_an_index(tmp_path, foreign):
+    where = tmp_path / "mine"
+    attributes = {} if foreign == "image" else {"title": "precious"}
+    group = zarr.open_group(
+        str(where), mode="w", attributes=attributes, zarr_format=2 if foreign == "older format" else 3
+    )
+    if foreign != "titled":
+        group.create_array("0", shape=(3,), dtype="u1")
+    if foreign == "image without root":
+        (where / "zarr.json").unlink()
+    if foreign == "older format":
+        (where / ".zgroup").unlink()
+        (where / ".zattrs").unlink()
+    before = sorted(where.rglob("*"))
+    with pytest.raises(OutputExists):
+        filtered(half_bright()).save(where)
+    assert sorted(where.rglob("*")) == before
+
+
+def test_the_header_comes_with_the_group(tmp_path, monkeypatch):
+    def dies(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zarr.Group, "create_array", dies)
+        with pytest.raises(KeyboardInterrupt):
+            filtered(half_bright()).save(tmp_path / "index")
+    with pytest.raises(IncompleteOutput):
+        PatchIndex.open(tmp_path / "index")
+    filtered(half_bright()).save(tmp_path / "index")
+
+
+@pytest.mark.parametrize("channel", [1, -1])
+def test_a_channel_that_the_image_lacks_is_refused_before_any_work(monkeypatch, channel):
+    image = xr.DataArray(half_bright(), dims=("z", "y", "x"))
+    chosen = MaxPatchFilter(150, ref_channel=channel)
+    maps = [MaxPatchFilter.filter_map(image, 16)]
+    monkeypatch.setattr(index_builder, "lazy_map", None)
+    with pytest.raises(BadRequest, match="no such channel at ref_channel"):
+        build_index(image, 16, patch_filter=chosen)
+    with pytest.raises(BadRequest, match="no such channel at ref_channel"):
+        index_from_maps([image], maps, 16, patch_filter=chosen)
+    several = image[:1].rename(z="c")
+    with pytest.raises(BadRequest, match="expected 0 to 0"):
+        build_index(several, 16, patch_filter=chosen)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (half_bright().astype("float32"), r"different dtypes at image 1.*got float32, expected uint16"),
+        (half_bright()[0], r"different dims at image 1"),
+    ],
+)
+def test_images_that_do_not_belong_together_are_refused_before_any_work(monkeypatch, second, message):
+    monkeypatch.setattr(index_builder, "lazy_map", None)
+    with pytest.raises(BadRequest, match=message):
+        build_index([half_bright(), second], 16, patch_filter=MaxPatchFilter(150))

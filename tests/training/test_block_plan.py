@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from denoizarr.selection.patch_index import build_index
+from denoizarr.selection.index_builder import build_index
+from denoizarr.training import block_plan
 from denoizarr.training.block_plan import EpochPlan, block_weights, cut_axis, layout_of, systematic_quotas
 
 
@@ -104,3 +105,44 @@ def test_an_epoch_is_a_function_of_seed_and_epoch(n):
     np.testing.assert_array_equal(origins(1, 2), origins(1, 2))
     assert not np.array_equal(origins(1, 2), origins(1, 3))
     assert not np.array_equal(origins(1, 2), origins(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks", "voxel_bytes", "thickness", "wide"),
+    [
+        ((64, 4096, 4096), (64, 256, 256), 2, (64,), (2, 2)),  # 32 MiB: as it is
+        ((400, 8192, 8192), (200, 2048, 2048), 2, (8,), (2, 2)),
+        ((3, 400, 8192, 8192), (3, 200, 2048, 2048), 2, (1, 8), (2, 2)),
+        ((4, 40000, 40000), (1, 8192, 8192), 4, (1,), (1, 1)),
+        ((4, 40000, 40000), (1, 8000, 8001), 2, (1,), (2, 1)),  # the longer side alone is enough
+        ((4, 40000, 40000), (1, 64, 40000), 1, (1,), (4, 2)),  # four patches across, whatever the chunks
+    ],
+)
+def test_a_block_is_cut_to_a_bearable_size(shape, chunks, voxel_bytes, thickness, wide):
+    assert block_plan.block_extent(shape, chunks, (64, 64), voxel_bytes) == (thickness, wide)
+
+
+@given(st.integers(1, 300), st.integers(1, 80), st.integers(1, 80))
+def test_thin_blocks_never_reach_into_a_second_chunk(size, chunk, thickness):
+    cuts = block_plan.cut_chunks(size, chunk, min(chunk, thickness))
+    assert (cuts[0], cuts[-1]) == (0, size)
+    assert (np.diff(cuts) > 0).all()
+    assert (np.diff(cuts) <= thickness).all()
+    assert (cuts[:-1] // chunk == (cuts[1:] - 1) // chunk).all()
+
+
+def test_huge_chunks_give_small_blocks_and_every_patch_is_still_possible(monkeypatch):
+    shape, chunks = (7, 96, 128), (7, 32, 64)
+    index = build_index(np.zeros(shape, np.uint8), 8)
+    monkeypatch.setattr(block_plan, "_BLOCK_BYTES", 6000)
+    seen = np.zeros((shape[1], shape[2]), bool)
+    for epoch in range(40):
+        plan = EpochPlan(index, [reader(shape, chunks)], 400, 5, epoch, 4)
+        for group in range(len(plan.groups)):
+            draws = plan.draws(group)
+            for visit in draws.visits:
+                box = plan.layouts[0].voxel_box(visit.block)
+                assert box.size * 2 <= 1.5 * 6000, "a border's remainder may add half a block"
+            seen[draws.origin[:, 1], draws.origin[:, 2]] = True
+    assert seen[25:32, :100].any(), "patches across the chunks' borders in y"
+    assert seen[:80, 57:64].any(), "patches across the chunks' borders in x"

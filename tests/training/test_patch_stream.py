@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from denoizarr.errors import BadRequest, EmptyIndex
 from denoizarr.selection.filters import MaxPatchFilter
-from denoizarr.selection.patch_index import build_index
+from denoizarr.selection.index_builder import build_index
 from denoizarr.stores.images import open_image
 from denoizarr.training import patch_stream as module
 from denoizarr.training.patch_stream import PatchStream, validation_patches

@@ -27,10 +27,10 @@ from denoizarr.errors import (
     NonFiniteData,
     PatchTooLarge,
 )
-from denoizarr.selection.patch_index import build_index
+from denoizarr.selection.index_builder import build_index
 from denoizarr.training import trainer
 from denoizarr.training.denoiser import Denoiser, Normalisation
-from denoizarr.training.learner import Learner, device_named
+from denoizarr.training.learner import Learner, device_named, repeatable
 from denoizarr.training.options import TrainingOptions
 from denoizarr.training.tensor_files import read_tensors
 from denoizarr.training.trainer import train
@@ -419,3 +419,62 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused() -> None:
     for name in ("network.head.bias", "average.head.bias", "adam.exp_avg.head.bias"):
         with pytest.raises(ModelError, match="checkpoint"):
             learner.restore({k: v for k, v in state.items() if k != name}, 1)
+
+
+def test_nan_among_the_held_out_patches_is_found_before_training() -> None:
+    image = noisy().astype(np.float32)
+    _, held_out = build_index(image, 16, seed=SMALL.seed).split(SMALL.validation_fraction, SMALL.seed)
+    y, x = held_out.sample(1)[0]
+    image[y + 3, x + 5] = np.nan
+    with pytest.raises(NonFiniteData, match=rf"validation patches at .*\[{y}, {x}\]"):
+        train(image, options=SMALL, normalisation=Normalisation((1000.0,), (100.0,)), progress=False)
+
+
+def test_a_validation_loss_that_is_no_number_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Learner, "masked_loss_of", lambda *_: float("nan"))
+    with pytest.raises(BadRequest, match="validation after epoch 1"):
+        train(noisy(), options=SMALL, progress=False, checkpoint=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_equal_trainings_leave_equal_files_and_the_log_keeps_its_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        train(noisy(), options=SMALL, progress=False, checkpoint=tmp_path / name).save(tmp_path / f"{name}.m")
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    assert (tmp_path / "a.m.safetensors").read_bytes() == (tmp_path / "b.m.safetensors").read_bytes()
+    log, arguments = tmp_path / "train.csv", {"checkpoint": tmp_path / "c", "progress": False}
+    with monkeypatch.context() as patch:
+        stop_at(12, patch)
+        with pytest.raises(Killed):
+            train(noisy(), options=SMALL, log=log, **arguments)  # type: ignore[arg-type]
+    before = rows_of(log)
+    assert all(float(row["seconds"]) > 0 for row in before)
+    # The second row is of something else: its seconds are not taken over.
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join([*lines[:2], "2,10,9,9,9,77"]) + "\n")
+    train(noisy(), options=SMALL, log=log, **arguments)  # type: ignore[arg-type]
+    found = [row["seconds"] for row in rows_of(log)]
+    assert found[:2] == [before[0]["seconds"], ""]
+    assert all(float(seconds) > 0 for seconds in found[2:])
+    log.unlink()
+    train(noisy(), options=SMALL, log=log, **arguments)  # type: ignore[arg-type]
+    assert [row["seconds"] for row in rows_of(log)] == [""] * 4
+
+
+def test_cuda_computes_exactly_while_training_and_as_before_afterwards() -> None:
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+
+    def flags() -> tuple[bool, ...]:
+        return cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic
+
+    before = flags()
+    with repeatable(1, torch.device("cuda")):
+        assert flags() == (False, False, False, True)
+    assert flags() == before
+    with repeatable(1, torch.device("cpu")):
+        assert flags() == before

@@ -6,7 +6,7 @@
         job.json                       the job's identity, put if absent: whose ledger this is
         <step>/<batch, 8 digits>.json  written after the batch's bytes are stored and read back
 
-Keys are deterministic, so nothing is ever listed; records are put if absent, so two writers of one batch
+Keys are deterministic, so no listing is ever trusted; records are put if absent, so two writers of one batch
 (a retry and its twin) agree. An object in the output is never taken for a done block; a record is.
 """
 
@@ -16,7 +16,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from denoizarr.errors import ImageNotFound, LedgerMismatch
+from denoizarr.errors import ImageNotFound, LedgerMismatch, MetadataError
 from denoizarr.stores import locations, records
 
 _NOTHING = object()
@@ -47,20 +47,30 @@ class Ledger:
         LedgerMismatch
             It belongs to another job; the message names what differs.
         """
-        # As it comes back from its file: tuples are lists there, and keys are text.
-        body = json.loads(records.canonical({"format": FORMAT, "identity": identity}))
-        key = locations.join(url, "job.json")
-        if not records.create_json(key, body):
-            found = records.read_json(key)
-            differences = sorted(_differences(found, body))
-            if differences:
-                raise LedgerMismatch(
-                    "this output was begun by another job",
-                    where=url,
-                    got=f"differences in {', '.join(differences[:4])}",
-                    remedy="choose another output, or pass overwrite to begin anew",
-                )
+        body = _body(identity)
+        if not records.create_json(locations.join(url, "job.json"), body):
+            cls.check(url, identity)
         return cls(url, records.digest(body))
+
+    @staticmethod
+    def check(url: str, identity: dict[str, Any]) -> None:
+        """Make sure that the ledger at ``url`` was claimed for this identity.
+
+        Raises
+        ------
+        LedgerMismatch
+            It belongs to another job; the message names what differs.
+        """
+        differences = sorted(
+            _differences(records.read_json(locations.join(url, "job.json")), _body(identity))
+        )
+        if differences:
+            raise LedgerMismatch(
+                "this output was begun by another job",
+                where=url,
+                got=f"differences in {', '.join(differences[:4])}",
+                remedy="choose another output, or delete this one and its ledger",
+            )
 
     @staticmethod
     def is_begun(url: str) -> bool:
@@ -75,6 +85,10 @@ class Ledger:
         try:
             record = records.read_json(self._key(step, batch))
         except ImageNotFound:
+            return None
+        except MetadataError:
+            # A power cut can leave an empty file. It vouches for nothing, and would win against a redo.
+            locations.delete(self._key(step, batch))
             return None
         if record.get("job") != self.job:
             raise LedgerMismatch(
@@ -97,6 +111,12 @@ class Ledger:
     def put(self, step: str, batch: int, record: dict[str, Any]) -> None:
         """Record a batch as done; the first record of a batch stays."""
         records.create_json(self._key(step, batch), {"job": self.job, **record})
+
+
+def _body(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return what job.json holds, as it comes back: tuples are lists there, and keys are text."""
+    body: dict[str, Any] = json.loads(records.canonical({"format": FORMAT, "identity": identity}))
+    return body
 
 
 def _differences(a: Any, b: Any, path: str = "") -> list[str]:

@@ -29,7 +29,7 @@ class Progress:
     def __init__(self, label: str, total: int, enabled: bool = True) -> None:
         self.label, self.total, self.enabled = label, total, enabled
         self.done = 0
-        self._started = self._said = time.monotonic()
+        self._said = time.monotonic()
         self._said_at = 0
         self._bar = None
         if enabled and sys.stderr.isatty():

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from denoizarr.errors import BlockFailed, ClusterLost, DenoizarrError
+from denoizarr.errors import BlockFailed, ClusterLost, DenoizarrError, NoSpace, PermissionDenied
 from denoizarr.geometry.grids import batch_of, ceil_div
 
 from .ledger import Ledger
@@ -27,6 +27,8 @@ from .progress import Progress
 _LOG = logging.getLogger(__name__)
 # Enough that a worker never waits for the client, few enough that a kill redoes little.
 _IN_FLIGHT_PER_WORKER = 2
+
+_OUTAGES = (NoSpace, PermissionDenied, ClusterLost)
 
 Record = dict[str, Any]
 Task = Callable[[Any, int], Record]
@@ -70,6 +72,10 @@ def peak_bytes() -> int:
 
 def run_batch(step: Step, ledger: Ledger | None, batch: int) -> Record:
     """Do one batch where it is called: the blocks in order, then the record. Returns the record."""
+    if ledger is not None and ledger.get(step.name, batch) is not None:
+        return {
+            "batch": batch
+        }  # a twin, or another driver of the same job, was faster: nothing is written twice
     started = time.monotonic()
     blocks = batch_of(batch, step.n_blocks, step.blocks_per_batch)
     results = [step.task(step.spec, block) for block in blocks]
@@ -159,31 +165,32 @@ def run_step(
 
 
 @contextmanager
-def _executor(client: Any, threads: int) -> Iterator[tuple[Executor, int]]:
-    """Yield something that runs batches, and how many to hand it at a time."""
+def _executor(client: Any, threads: int) -> Iterator[tuple[Executor, Callable[[], int]]]:
+    """Yield something that runs batches, and what tells how many to hand it at a time."""
     if client is None:
         with ThreadPoolExecutor(max(threads, 1), thread_name_prefix="block") as pool:
-            yield pool, max(threads, 1)
+            yield pool, lambda: max(threads, 1)
         return
-    workers = sum(client.nthreads().values()) or 1
     executor = client.get_executor(pure=False)
     try:
-        yield executor, _IN_FLIGHT_PER_WORKER * workers
+        # Asked anew at every turn: workers of a cluster join and leave while a step runs.
+        yield executor, lambda: _IN_FLIGHT_PER_WORKER * max(sum(client.nthreads().values()), 1)
     finally:
         # Distributed keeps no result that nobody holds; waiting here would wait for a lost cluster too.
         executor.shutdown(wait=False)
 
 
 def _waves(
-    executor: Executor, step: Step, ledger: Ledger | None, todo: list[int], in_flight: int
+    executor: Executor, step: Step, ledger: Ledger | None, todo: list[int], in_flight: Callable[[], int]
 ) -> Iterator[tuple[int, Record | BaseException]]:
-    """Yield (batch, record or error) as batches end, never more than ``in_flight`` at once."""
+    """Yield (batch, record or error) as batches end, never more than ``in_flight()`` at once."""
     queue = iter(todo)
     running: dict[Future[Record], int] = {}
     stop = False
     try:
         while True:
-            while not stop and len(running) < in_flight and (batch := next(queue, None)) is not None:
+            free = in_flight() - len(running)
+            while not stop and (free := free - 1) >= 0 and (batch := next(queue, None)) is not None:
                 running[executor.submit(run_batch, step, ledger, batch)] = batch
             if not running:
                 return
@@ -191,8 +198,9 @@ def _waves(
             for future in sorted(ended, key=running.__getitem__):
                 batch = running.pop(future)
                 error = _error_of(future)
-                # A bad request or bad data will not get better by the next thousand blocks.
-                stop = stop or getattr(error, "exit_status", 0) == 2
+                # A bad request, bad data or a full disk will not get better by the next thousand blocks.
+                hopeless = getattr(error, "exit_status", 0) == 2 or isinstance(error, _OUTAGES)
+                stop = stop or hopeless
                 yield batch, error if error is not None else future.result()
     finally:
         for future in running:

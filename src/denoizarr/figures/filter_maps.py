@@ -131,7 +131,7 @@ def _caption(keep: np.ndarray, threshold: float | None, cell_shape: tuple[int, i
     share = 100 * float(keep.mean()) if keep.size else 0.0
     return (
         f"{size} Cells that score at least {canvas.short_number(threshold)} hold structure and are kept "
-        f"({share:.0f} %); the others, tinted blue, are background. The red line is the threshold: if blue "
+        f"({share:.0f} %); the others, tinted blue, are background. Orange is the threshold: if blue "
         "covers structure you care about, lower it; if empty background is left clear, raise it."
     )
 

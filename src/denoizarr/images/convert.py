@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from denoizarr.engine.cluster import usable_cores
 from denoizarr.engine.summary import RunSummary
 from denoizarr.errors import BadRequest
 from denoizarr.stores import locations
@@ -33,7 +34,7 @@ def convert(
     levels: int | None = None,
     overwrite: bool = False,
     client: Any = None,
-    threads: int = 1,
+    threads: int | None = None,
     progress: bool = False,
 ) -> RunSummary:
     """Write TIFF, OME-TIFF, PNG or npy files, or a plain Zarr array, as an OME-Zarr pyramid.
@@ -52,8 +53,8 @@ def convert(
     ome_version, chunks, shards, levels, overwrite
         As in ``save_image``; chunks and shards per dim in the order t, c, z, y, x.
     client : distributed.Client, optional
-    threads : int
-        Of this process, where there is no client.
+    threads : int, optional
+        Of this process, where there is no client; by default one per core.
     progress : bool
 
     Returns
@@ -78,8 +79,10 @@ def convert(
         world = {d: metadata.scale.get(d, 1.0) for d in reader.dims}
         named: dict[str, str | None] = {d: metadata.units.get(d) for d in reader.dims}
         translation: tuple[float, ...] = (0.0,) * len(reader.dims)
+        changes = metadata.losses
         omero: dict[str, Any] = {}
     else:
+        changes = ()
         image = as_image(sources[0], axes)
         reader = reader_of(image)
         stored = tuple(axes) if axes is not None else reader.dims
@@ -112,7 +115,15 @@ def convert(
         name=Path(str(destination)).name.split(".")[0],
         omero=omero,
     )
-    return copy_image(reader, layout, overwrite=overwrite, client=client, threads=threads, progress=progress)
+    return copy_image(
+        reader,
+        layout,
+        overwrite=overwrite,
+        client=client,
+        threads=threads or usable_cores(),
+        progress=progress,
+        changes=changes,
+    )
 
 
 def _by_axis(

@@ -16,8 +16,9 @@ import zarr
 from numcodecs import Zstd
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from denoizarr.errors import BadRequest, MisalignedGrid
+from denoizarr.errors import BadRequest, MisalignedGrid, UnsupportedStore
 from denoizarr.geometry.grids import Grid, ceil_div, round_up
+from denoizarr.stores.foreign import is_foreign_name
 from denoizarr.stores.ome_zarr import Level, OmeImage, OmeVersion
 
 _CHUNK, _SHARD, _COARSEST = 512, 2048, 256
@@ -123,6 +124,10 @@ def plan_layout(
     ------
     BadRequest, MisalignedGrid
     """
+    if is_foreign_name(url):
+        raise UnsupportedStore(
+            "this version writes OME-Zarr only", where=url, remedy="name the destination NAME.ome.zarr"
+        )
     if ome_version not in ("0.4", "0.5"):
         raise BadRequest("unknown OME-Zarr version", got=ome_version, expected='"0.5" or "0.4"')
     if ome_version == "0.4" and shards is not None:

@@ -19,7 +19,7 @@ from zarr.core.sync import sync
 
 from denoizarr.engine.ledger import Ledger
 from denoizarr.engine.runner import Step
-from denoizarr.errors import BadRequest, CorruptChunk, MisalignedGrid, OutputExists
+from denoizarr.errors import BadRequest, CorruptChunk, ImageNotFound, MisalignedGrid, NotOmeZarr, OutputExists
 from denoizarr.geometry.boxes import Box
 from denoizarr.stores import locations
 from denoizarr.stores.ome_zarr import STATE, ome_attributes
@@ -55,7 +55,7 @@ def begin_output(layout: OutputLayout, identity: dict[str, Any], *, overwrite: b
             remedy="choose another destination or pass overwrite",
         )
     ledger = Ledger.claim(beside, {"output": layout.identity(), **identity})
-    group = locations.open_group(layout.url, "a", zarr_format=3 if layout.ome_version == "0.5" else 2)
+    group = _group_of(layout)
     with locations.translated(layout.url):
         begun = group.attrs.get(STATE) is not None
         lacking = [level for level in layout.levels if level.path not in group]
@@ -67,6 +67,10 @@ def begin_output(layout: OutputLayout, identity: dict[str, Any], *, overwrite: b
         for level in lacking:
             create_array(group, layout, level)
     return ledger
+
+
+def _group_of(layout: OutputLayout) -> zarr.Group:
+    return locations.open_group(layout.url, "a", zarr_format=3 if layout.ome_version == "0.5" else 2)
 
 
 def _clear(url: str, beside: str) -> None:
@@ -110,14 +114,14 @@ def check_apart(destination: str, sources: Iterable[str]) -> None:
 def reopen_output(layout: OutputLayout, ledger: Ledger, steps: Sequence[Step]) -> None:
     """Mark a complete output incomplete again if some of its batches are to be redone."""
     if is_complete(layout.url) and not all(ledger.holds(step.name, step.n_batches) for step in steps):
-        group = locations.open_group(layout.url, "a", zarr_format=3 if layout.ome_version == "0.5" else 2)
+        group = _group_of(layout)
         with locations.translated(layout.url):
             group.update_attributes({STATE: "incomplete"})
 
 
 def finish_output(layout: OutputLayout) -> None:
     """Mark the output complete: one small write, after everything else."""
-    group = locations.open_group(layout.url, "a", zarr_format=3 if layout.ome_version == "0.5" else 2)
+    group = _group_of(layout)
     with locations.translated(layout.url):
         if group.attrs.get(STATE) != "complete":
             group.update_attributes({STATE: "complete"})
@@ -125,7 +129,10 @@ def finish_output(layout: OutputLayout) -> None:
 
 def is_complete(url: str) -> bool:
     """Tell whether a finished image of this package lies at ``url``."""
-    return locations.exists(url) and locations.open_group(url, "r").attrs.get(STATE) == "complete"
+    try:
+        return locations.open_group(url, "r").attrs.get(STATE) == "complete"
+    except (ImageNotFound, NotOmeZarr):  # nothing, or what a kill left of its very first write
+        return False
 
 
 def open_level(layout: OutputLayout, level: LevelLayout) -> zarr.Array[Any]:

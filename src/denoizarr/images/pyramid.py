@@ -14,7 +14,7 @@ from denoizarr.stores.sources import ImageSource, open_array, reader_of_array
 from .layout import OutputLayout
 from .output import open_level, write_box
 
-_BATCH_VOXELS = 8 * 2**20  # of the level being written: about a second of work
+BATCH_VOXELS = 8 * 2**20  # of the level being written: about a second of work
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,6 @@ def build_pyramid(
     return records
 
 
-def blocks_per_batch(block_voxels: int, batch_voxels: int = _BATCH_VOXELS) -> int:
+def blocks_per_batch(block_voxels: int, batch_voxels: int = BATCH_VOXELS) -> int:
     """Return how many blocks make one task: a function of their size alone: the partition is fixed."""
     return max(batch_voxels // max(block_voxels, 1), 1)

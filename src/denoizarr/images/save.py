@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +10,16 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from denoizarr.engine.runner import Record, Step, run_step
-from denoizarr.engine.summary import RunSummary, summarise
+from denoizarr.engine.runner import Record
+from denoizarr.engine.summary import RunSummary
 from denoizarr.stores import locations
 from denoizarr.stores.images import ImageLike, as_image, reader_of
 from denoizarr.stores.sources import ImageReader
 
 from .layout import OutputLayout, plan_layout
-from .output import begin_output, check_apart, finish_output, open_level, reopen_output, write_box
-from .pyramid import blocks_per_batch, build_pyramid, pyramid_steps
+from .output import open_level, write_box
+from .pyramid import BATCH_VOXELS
+from .write import ImageJob, write_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,22 +108,9 @@ def copy_image(
     changes: tuple[str, ...] = (),
 ) -> RunSummary:
     """Copy what ``reader`` reads into the output of this layout, build its pyramid and mark it finished."""
-    started = time.monotonic()
-    check_apart(layout.url, reader.urls)
-    if client is not None:
-        pickle.dumps(
-            reader
-        )  # refused here, before anything is written, where only this process has the image
-    ledger = begin_output(layout, {"kind": "copy", "input": reader.identity}, overwrite=overwrite)
-    units = layout.levels[0].write_units
-    step = Step(
-        "level-0", copy_block, CopySpec(reader, layout), len(units), blocks_per_batch(units.box(0).size)
-    )
-    reopen_output(layout, ledger, [step, *pyramid_steps(layout)])
-    records = run_step(step, ledger=ledger, client=client, threads=threads, progress=progress, label="copy")
-    records += build_pyramid(layout, ledger, client=client, threads=threads, progress=progress)
-    finish_output(layout)
-    return summarise(layout.url, records, seconds=time.monotonic() - started, changes=changes)
+    spec = CopySpec(reader, layout)
+    job = ImageJob(reader, layout, {"kind": "copy"}, copy_block, spec, BATCH_VOXELS, "copy", changes)
+    return write_image(job, overwrite=overwrite, client=client, threads=threads, progress=progress)
 
 
 def omero_of(image: xr.DataArray) -> dict[str, Any]:

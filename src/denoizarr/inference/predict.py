@@ -1,13 +1,9 @@
-"""A trained network over a whole image: planned first, then block by block, back into an OME-Zarr pyramid."""
+"""A trained network over a whole image, block by block, back into an OME-Zarr pyramid."""
 
 from __future__ import annotations
 
-import pickle
-import re
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import prod
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,220 +12,19 @@ import torch
 import xarray as xr
 
 from denoizarr.engine.cluster import usable_cores
-from denoizarr.engine.runner import Step, run_step
-from denoizarr.engine.summary import RunSummary, added, summarise
-from denoizarr.errors import BadRequest, MemoryLimitTooSmall, ModelError
-from denoizarr.geometry.boxes import Box
-from denoizarr.geometry.grids import ceil_div
-from denoizarr.geometry.tiling import tile_for, tiles_of
-from denoizarr.images.layout import OutputLayout, chunks_like, plan_layout
-from denoizarr.images.output import begin_output, check_apart, finish_output, ledger_url, reopen_output
-from denoizarr.images.pyramid import blocks_per_batch, build_pyramid, pyramid_steps
-from denoizarr.images.save import omero_of, world_of
+from denoizarr.engine.summary import RunSummary, added
+from denoizarr.images.output import ledger_url
+from denoizarr.images.write import ImageJob, write_image
 from denoizarr.stores import locations
-from denoizarr.stores.images import ImageLike, as_images, reader_of
-from denoizarr.stores.sources import ImageReader
+from denoizarr.stores.images import ImageLike, as_images
 from denoizarr.stores.strict import Missing
 from denoizarr.training.denoiser import Denoiser
 
 from .block import PredictionSpec, denoise_block
+from .prediction import PREDICTION_BATCH_VOXELS, plan_prediction
 
-# Resident memory of a worker that has imported torch, zarr and distributed and done nothing yet; measured
-# 420 to 480 MB, rounded up.
-BASE_BYTES = 512 * 2**20
-# A batch is some seconds of a CPU core: the standard network does about half a megapixel a second.
-_BATCH_VOXELS = 2 * 2**20
-# Cores are filled with blocks; one block's last bits depend on its number of threads (P2).
+# Cores are filled with blocks; one block's last bits depend on its number of threads.
 _BLOCK_THREADS = 1
-_TILE_SIDES = (2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 32, 16, 8)
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """A prediction that has passed every check that can fail early.
-
-    Attributes
-    ----------
-    reader : ImageReader
-    layout : OutputLayout
-    tile_shape : tuple of int
-        Valid voxels of a tile along the model's axes.
-    blocks, batches : int
-        Of the finest level.
-    bytes_read, bytes_written : int
-        Decoded, halos included; the pyramid included.
-    bytes_per_worker : int
-        Projected peak memory.
-    recompute_factor : float
-        Voxels that the network computes over voxels kept.
-    changes : tuple of str
-        What of the input does not survive.
-    """
-
-    reader: ImageReader
-    layout: OutputLayout
-    tile_shape: tuple[int, ...]
-    blocks: int
-    batches: int
-    bytes_read: int
-    bytes_written: int
-    bytes_per_worker: int
-    recompute_factor: float
-    changes: tuple[str, ...]
-
-
-def parse_bytes(text: str | int, where: str = "memory_limit") -> int:
-    """Return a number of bytes from 2147483648, "2GiB" or "500 MB"."""
-    if isinstance(text, int):
-        return text
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
-    if match is None:
-        raise BadRequest("not an amount of memory", where=where, got=repr(text), expected='such as "2GiB"')
-    base = 1024 if match[3] else 1000
-    return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
-
-
-def plan_prediction(
-    denoiser: Denoiser,
-    image: xr.DataArray,
-    destination: str | Path,
-    *,
-    memory_limit: str | int = "2GiB",
-    tile_shape: Sequence[int] | None = None,
-    dtype: str | np.dtype[Any] | None = None,
-    ome_version: str = "0.5",
-    chunks: Sequence[int] | None = None,
-    shards: Sequence[int] | None = None,
-    levels: int | None = None,
-) -> Prediction:
-    """Check a prediction and say what it will cost; reads metadata only.
-
-    Parameters
-    ----------
-    denoiser : Denoiser
-    image : DataArray
-    destination : str or Path
-    memory_limit : str or int
-        Per worker process (per thread where there is no cluster).
-    tile_shape, dtype, ome_version, chunks, shards, levels
-        As in ``predict``.
-
-    Raises
-    ------
-    ModelError, BadRequest, MisalignedGrid, MemoryLimitTooSmall
-    """
-    reader = reader_of(image)
-    n = len(denoiser.halo)
-    _check_model(denoiser, reader, n)
-    kept = np.dtype(reader.dtype if dtype in (None, "same") else dtype)
-    if kept.kind not in "uif":
-        raise BadRequest("an output dtype is an integer or a float", got=kept)
-    scale, translation, units = world_of(image)
-    layout = plan_layout(
-        locations.join(destination),
-        dims=reader.dims,
-        shape=reader.shape,
-        dtype=kept,
-        scale=scale,
-        translation=translation,
-        units=units,
-        ome_version=ome_version,
-        chunks=chunks if chunks is not None else chunks_like(reader.dims, reader.chunks, reader.shape),
-        shards=shards,
-        levels=levels,
-        name=str(image.name or ""),
-        omero=omero_of(image),
-    )
-    grid = layout.levels[0].write_units
-    first = grid.box(0)
-    tile, peak = _tile_that_fits(denoiser, reader, first, kept, parse_bytes(memory_limit), tile_shape)
-    planes = prod(reader.shape[:-n])
-    spatial = reader.shape[-n:]
-    inner = tuple(min(a, b) for a, b in zip(tile, first.shape[-n:], strict=True))
-    tiles = tiles_of(Box.whole(spatial), inner, spatial, denoiser.halo, denoiser.stride)
-    computed = sum(t.read.size for t in tiles)
-    read = sum(_read_size(denoiser, grid.box(i), spatial, n) for i in range(min(len(grid), 64)))
-    read = int(
-        read * len(grid) / min(len(grid), 64)
-    )  # 64 blocks stand for all: metadata must suffice for a petabyte
-    written = sum(prod(level.shape) for level in layout.levels) * kept.itemsize
-    changes = () if kept == reader.dtype else (f"dtype {reader.dtype} became {kept}",)
-    return Prediction(
-        reader,
-        layout,
-        tile,
-        len(grid),
-        ceil_div(len(grid), blocks_per_batch(first.size, _BATCH_VOXELS)),
-        read * reader.dtype.itemsize,
-        written,
-        peak,
-        round(computed * planes / prod(reader.shape), 4),
-        changes,
-    )
-
-
-def _check_model(denoiser: Denoiser, reader: ImageReader, n: int) -> None:
-    if len(reader.shape) < n:
-        raise ModelError(
-            "a model of more axes than the image",
-            got=f"{n} axes for {reader.dims}",
-            remedy="train on this image",
-        )
-    channels = reader.shape[reader.dims.index("c")] if "c" in reader.dims else 1
-    if denoiser.channels not in (1, channels):
-        raise ModelError(
-            "model and image differ in channels", where=reader.name, got=channels, expected=denoiser.channels
-        )
-
-
-def _read_size(denoiser: Denoiser, box: Box, spatial: tuple[int, ...], n: int) -> int:
-    valid = Box(box.start[-n:], box.stop[-n:])
-    planes = prod(box.shape[:-n])
-    return planes * tile_for(valid, spatial, denoiser.halo, denoiser.stride).inside(spatial).size
-
-
-def _tile_that_fits(
-    denoiser: Denoiser,
-    reader: ImageReader,
-    block: Box,
-    dtype: np.dtype[Any],
-    limit_bytes: int,
-    asked: Sequence[int] | None,
-) -> tuple[tuple[int, ...], int]:
-    """Return the tile and the projected peak: the largest tile under the limit recomputes least."""
-    n = len(denoiser.halo)
-    spatial = reader.shape[-n:]
-    block_read = _read_size(denoiser, block, spatial, n) * reader.dtype.itemsize
-    # Raw voxels, result, what is read back to check it, and the encoded shard.
-    around = BASE_BYTES + 2 * block_read + 4 * block.size * dtype.itemsize
-
-    def peak(tile: tuple[int, ...]) -> int:
-        inner = tuple(min(t, b) for t, b in zip(tile, block.shape[-n:], strict=True))
-        grown = prod(t + 2 * h + s for t, h, s in zip(inner, denoiser.halo, denoiser.stride, strict=True))
-        return int(around + grown * denoiser.bytes_per_voxel)
-
-    if asked is not None:
-        tile = tuple(int(t) for t in asked)
-        if len(tile) != n or any(t < 1 or t % s for t, s in zip(tile, denoiser.stride, strict=True)):
-            raise BadRequest(
-                "a tile is a multiple of the network's stride",
-                got=tile,
-                expected=f"multiples of {denoiser.stride}",
-            )
-        candidates = [tile]
-    else:
-        candidates = [(side,) * n for side in _TILE_SIDES if side % max(denoiser.stride) == 0]
-    for tile in candidates:
-        if peak(tile) <= limit_bytes:
-            return tile, peak(tile)
-    smallest = peak(candidates[-1])
-    raise MemoryLimitTooSmall(
-        "not even one tile fits",
-        where="memory_limit",
-        got=f"{limit_bytes / 2**20:.0f} MiB",
-        expected=f"at least {ceil_div(smallest, 2**20)} MiB",
-        remedy="raise it or ask for smaller shards",
-    )
 
 
 def predict(
@@ -317,8 +112,8 @@ def unique_names(images: Sequence[xr.DataArray]) -> tuple[str, ...]:
     names: list[str] = []
     for image in images:
         stem = str(image.name or "image")
-        twins = sum(1 for other in names if other == stem or other.startswith(f"{stem}-"))
-        names.append(stem if not twins else f"{stem}-{twins + 1}")
+        candidates = (stem if n == 1 else f"{stem}-{n}" for n in count(1))
+        names.append(next(name for name in candidates if name not in names))
     return tuple(names)
 
 
@@ -332,50 +127,45 @@ def _predict_one(
     progress: bool,
     **layout_options: Any,
 ) -> RunSummary:
-    started = time.monotonic()
     planned = plan_prediction(model, image, destination, **layout_options)
-    check_apart(destination, planned.reader.urls)
-    if client is not None:
-        pickle.dumps(
-            planned.reader
-        )  # refused here, before anything is begun, if only this process has the image
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    model_url = locations.join(ledger_url(planned.layout.url), "model.safetensors")
     identity = {
         "kind": "predict",
-        "input": planned.reader.identity,
         "missing": getattr(planned.reader.source, "missing", "error"),
         "model": model.digest,
         "tile_shape": list(planned.tile_shape),
         "threads": _BLOCK_THREADS,
         "device": device,
     }
-    ledger = begin_output(planned.layout, identity, overwrite=overwrite)
-    model_url = locations.join(ledger_url(planned.layout.url), "model.safetensors")
-    if not locations.exists(model_url):
-        model.save(model_url)
     spec = PredictionSpec(
         planned.reader, model_url, model.digest, planned.layout, planned.tile_shape, _BLOCK_THREADS, device
     )
-    grid = planned.layout.levels[0].write_units
-    size = blocks_per_batch(grid.box(0).size, _BATCH_VOXELS)
-    step = Step("level-0", denoise_block, spec, len(grid), size)
-    reopen_output(planned.layout, ledger, [step, *pyramid_steps(planned.layout)])
-    threads_before, threads = torch.get_num_threads(), usable_cores()
+    job = ImageJob(
+        planned.reader,
+        planned.layout,
+        identity,
+        denoise_block,
+        spec,
+        PREDICTION_BATCH_VOXELS,
+        "inference",
+        planned.changes,
+    )
+    threads_before = torch.get_num_threads()
     try:
-        records = run_step(
-            step, ledger=ledger, client=client, threads=threads, progress=progress, label="inference"
+        return write_image(
+            job,
+            overwrite=overwrite,
+            client=client,
+            threads=usable_cores(),
+            progress=progress,
+            prepare=lambda: _keep_model(model, model_url),
         )
     finally:
         torch.set_num_threads(threads_before)
-    absent = {
-        name
-        for record in records
-        for result in record["results"]
-        for name in result.get("missing_chunks", ())
-    }
-    records += build_pyramid(planned.layout, ledger, client=client, threads=threads, progress=progress)
-    finish_output(planned.layout)
-    seconds = time.monotonic() - started
-    return summarise(
-        planned.layout.url, records, seconds=seconds, changes=planned.changes, missing_chunks=len(absent)
-    )
+
+
+def _keep_model(model: Denoiser, url: str) -> None:
+    """Put a copy of the model beside the output, for the workers and for later."""
+    if not locations.exists(url):
+        model.save(url)

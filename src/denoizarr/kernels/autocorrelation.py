@@ -71,12 +71,6 @@ class LagProducts:
         """Return the products of some windows, by number or by a boolean of all."""
         return LagProducts(self.products[windows], self.pairs)
 
-    def pooled(self) -> Floats:
-        """Autocorrelation of all windows as one sample, (2R+1, 2R+1): weighted by their variance."""
-        total: Floats = self.products.sum(axis=0) / self.pairs
-        zero_lag = total[self.reach, self.reach]
-        return total / zero_lag if zero_lag > 0 else total
-
     @staticmethod
     def merged(parts: Sequence[LagProducts]) -> LagProducts:
         """Return the products of all parts, in the order given: nothing is summed, so nothing is rounded."""

@@ -23,8 +23,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from denoizarr.geometry.grids import ceil_div
-
 from .compiled import compiled
 from .entropy import entropy_labels, scaled_logarithms, shannon_regions
 from .running_maximum import max_regions
@@ -36,7 +34,7 @@ DEFAULT_COVERAGE = 0.25  # of the max score in planes
 
 def cell_counts(shape: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
     """Return the number of cells along y and x of a plane of this shape."""
-    return ceil_div(shape[0], patch_size[0]), ceil_div(shape[1], patch_size[1])
+    return -(-shape[0] // patch_size[0]), -(-shape[1] // patch_size[1])
 
 
 def cells_from_regions(regions: NDArray[Any], counts: tuple[int, int]) -> NDArray[Any]:

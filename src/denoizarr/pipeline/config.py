@@ -17,7 +17,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class InputSettings(_Section):
@@ -64,9 +64,11 @@ class PatchFilterSettings(_Section):
     coverage: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @model_validator(mode="after")
-    def _std_only_for_mean_std(self) -> PatchFilterSettings:
+    def _settings_of_their_filter(self) -> PatchFilterSettings:
         if self.std_threshold is not None and self.name != "mean_std":
             raise ValueError("std_threshold belongs to the filter mean_std")
+        if self.coverage is not None and self.name != "max":
+            raise ValueError("coverage belongs to the filter max")
         return self
 
 
@@ -170,7 +172,11 @@ class JobConfig(_Section):
             raise ConfigError("no such job file", where=str(config), remedy="check the path") from error
         try:
             data = yaml.safe_load(text.decode("utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        except (
+            yaml.YAMLError,
+            ValueError,
+            RecursionError,
+        ) as error:  # a date like 2024-13-45 is a ValueError
             raise ConfigError(
                 "the job file is not YAML", where=str(config), got=_yaml_problem(error)
             ) from error

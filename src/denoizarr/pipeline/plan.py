@@ -11,8 +11,12 @@ import numpy as np
 import xarray as xr
 
 from denoizarr.engine.cluster import usable_cores
-from denoizarr.errors import BadData, BadRequest, ConfigError, ImageNotFound, PatchTooLarge, Unfinished
-from denoizarr.inference.predict import Prediction, plan_prediction, unique_names
+from denoizarr.engine.ledger import Ledger
+from denoizarr.errors import BadData, BadRequest, ConfigError, OutputExists, PatchTooLarge, Unfinished
+from denoizarr.images.output import check_apart
+from denoizarr.inference.predict import unique_names
+from denoizarr.inference.prediction import Prediction, plan_prediction
+from denoizarr.kernels.blindspot import check_blind_spot, largest_percentage
 from denoizarr.kernels.unet import NetworkShape, build_network
 from denoizarr.stores import locations
 from denoizarr.stores.images import as_images, reader_of
@@ -138,6 +142,9 @@ def check_job(job: JobConfig) -> CheckedJob:
     """
     given = job.input
     images = tuple(as_images(given.sources, given.axes, level=given.level, missing=given.missing))
+    _check_alike(images, job)
+    for image in images:
+        check_apart(job.output.url, reader_of(image).urls)
     names = unique_names(images)
     stage1 = options_of(job.stage1) if job.run_stage1 else None
     stage2 = options_of(job.stage2) if job.run_stage2 else None
@@ -147,14 +154,42 @@ def check_job(job: JobConfig) -> CheckedJob:
     kernel = None
     if stage2 is not None and job.stage2.mask_file_path is not None:
         kernel = NoiseKernel.load(job.stage2.mask_file_path)
-    _check_alike(images)
-    _check_outside(job)
+        check_blind_spot(kernel.mask, stage2.patch_shape, stage2_percentage(stage2, kernel))
     network = _untrained(stage2 or stage1, _channels(images[0]))
     predictions = tuple(
         plan_prediction(network, image, destination_of(job, names, name), **output_options(job))
         for image, name in zip(images, names, strict=True)
     )
-    return CheckedJob(job, images, names, stage1, stage2, kernel, predictions)
+    checked = CheckedJob(job, images, names, stage1, stage2, kernel, predictions)
+    _check_run_folder(checked)
+    return checked
+
+
+def stage2_percentage(options: TrainingOptions, kernel: NoiseKernel) -> float:
+    """Return the predicted pixels of stage 2 in per cent: as asked, or what hides at most half of a patch.
+
+    A measured kernel must not end a job that has come as far as stage 2.
+    """
+    return min(options.mask_percentage, largest_percentage(kernel.mask))
+
+
+def identity_of(checked: CheckedJob) -> dict[str, Any]:
+    """Return what makes a job this one: settings and inputs, not who does the work."""
+    return {"job": checked.job.identity(), "inputs": reader_identities(checked.images)}
+
+
+def ledger_of(job: JobConfig) -> str:
+    """Return where the run folder says whose it is."""
+    return locations.join(job.output.url, "ledger")
+
+
+def _check_run_folder(checked: CheckedJob) -> None:
+    """Refuse a run folder that holds something else, or another job."""
+    folder, ledger = checked.job.output.url, ledger_of(checked.job)
+    if Ledger.is_begun(ledger):
+        Ledger.check(ledger, identity_of(checked))
+    elif set(locations.list_names(folder)) - {"ledger"}:  # a kill can leave the ledger's empty folder
+        raise OutputExists("the run folder holds something else", where=folder, remedy="choose a new folder")
 
 
 def options_of(settings: StageSettings) -> TrainingOptions:
@@ -181,11 +216,7 @@ def destination_of(job: JobConfig, names: tuple[str, ...], name: str, kind: str 
 
 
 def _check_patch(images: tuple[xr.DataArray, ...], options: TrainingOptions, label: str) -> None:
-    patch = (
-        options.patch_size
-        if isinstance(options.patch_size, tuple)
-        else (options.patch_size, options.patch_size)
-    )
+    patch = options.patch_shape
     for image in images:
         extent = tuple(int(image.sizes[d]) for d in ("y", "x"))
         if any(p > n for p, n in zip(patch, extent, strict=True)):
@@ -197,32 +228,26 @@ def _check_patch(images: tuple[xr.DataArray, ...], options: TrainingOptions, lab
             )
 
 
-def _check_alike(images: tuple[xr.DataArray, ...]) -> None:
-    channels = {_channels(image) for image in images}
-    if len(channels) > 1:
+def _check_alike(images: tuple[xr.DataArray, ...], job: JobConfig) -> None:
+    """Refuse images that cannot share one network, and a channel that none has."""
+    for label, values in (
+        ("dims", [tuple(str(d) for d in image.dims) for image in images]),
+        ("dtype", [str(image.dtype) for image in images]),
+        ("channels", [_channels(image) for image in images]),
+    ):
+        if len(set(values)) > 1:
+            raise ConfigError(
+                f"images of one job have the same {label}", where="input.urls", got=sorted(set(values))
+            )
+    channel, channels = job.patch_filter.ref_channel, _channels(images[0])
+    if channel >= channels:
         raise ConfigError(
-            "images of one job have the same number of channels", where="input.urls", got=sorted(channels)
+            "no such channel", where="patch_filter.ref_channel", got=channel, expected=f"0 to {channels - 1}"
         )
 
 
 def _channels(image: xr.DataArray) -> int:
     return int(image.sizes.get("c", 1))
-
-
-def _check_outside(job: JobConfig) -> None:
-    """Refuse a run folder inside an input: its outputs would become part of what is read."""
-    run = locations.local_path(job.output.url)
-    for source in job.input.sources:
-        path = locations.local_path(source)
-        if path == run or path in run.parents:
-            raise ConfigError(
-                "the output lies inside the input",
-                where="output.url",
-                got=str(run),
-                remedy="choose another folder",
-            )
-    if job.stage2.mask_file_path is not None and not locations.exists(job.stage2.mask_file_path):
-        raise ImageNotFound("no kernel file here", where=f"stage2.mask_file_path {job.stage2.mask_file_path}")
 
 
 def _untrained(options: TrainingOptions | None, channels: int) -> Denoiser:
@@ -241,11 +266,7 @@ def _cost(options: TrainingOptions | None) -> float:
 
 
 def _training_seconds(options: TrainingOptions) -> float:
-    patch = (
-        options.patch_size
-        if isinstance(options.patch_size, tuple)
-        else (options.patch_size, options.patch_size)
-    )
+    patch = options.patch_shape
     patches = options.num_epochs * (options.patches_per_epoch or 4096)
     return patches * patch[0] * patch[1] * _cost(options) / _TRAINED_PER_SECOND / usable_cores()
 

@@ -14,24 +14,28 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from denoizarr.engine.cluster import ClusterSettings, open_client, usable_cores
+from denoizarr.engine.driver_lock import only_driver
 from denoizarr.engine.ledger import Ledger
 from denoizarr.engine.summary import RunSummary, added
-from denoizarr.errors import ImageNotFound, OutputExists
+from denoizarr.errors import EmptyIndex, ImageNotFound, MetadataError
 from denoizarr.images.output import is_complete
-from denoizarr.inference.predict import parse_bytes, predict
-from denoizarr.kernels.blindspot import largest_percentage
+from denoizarr.inference.predict import predict
+from denoizarr.inference.prediction import parse_bytes
 from denoizarr.report.page import write_report
 from denoizarr.selection.filters import MaxPatchFilter, MeanStdPatchFilter, ShannonPatchFilter
 from denoizarr.selection.image_statistics import ImageStatistics
-from denoizarr.selection.patch_index import PatchIndex, index_from_maps
+from denoizarr.selection.index_builder import index_from_maps
+from denoizarr.selection.patch_index import PatchIndex
 from denoizarr.selection.survey import Survey, survey
 from denoizarr.stores import locations, records
 from denoizarr.stores.images import reader_of
@@ -42,7 +46,16 @@ from denoizarr.training.structure import StructuralNoiseExtractor
 from denoizarr.training.trainer import train
 
 from .config import JobConfig
-from .plan import CheckedJob, check_job, destination_of, output_options, reader_identities
+from .plan import (
+    CheckedJob,
+    check_job,
+    destination_of,
+    identity_of,
+    ledger_of,
+    output_options,
+    reader_identities,
+    stage2_percentage,
+)
 
 _LOG = logging.getLogger(__name__)
 _PACKAGES = ("denoizarr", "torch", "zarr", "dask", "distributed", "numpy", "numba", "obstore")
@@ -54,6 +67,8 @@ class _Run:
 
     checked: CheckedJob
     progress: bool
+    client_of: Callable[[], Any]
+    warnings: list[str] = field(default_factory=list)
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -100,7 +115,7 @@ def run_pipeline(config: JobConfig | Mapping[str, Any] | str | Path, *, progress
 
     Raises
     ------
-    BadRequest, BadData
+    BadRequest, MissingChunk, CorruptChunk, NonFiniteData, DegenerateData
         Before any work, where it can be told before.
     OutputExists, LedgerMismatch
         The run folder holds something else, or another job.
@@ -109,7 +124,16 @@ def run_pipeline(config: JobConfig | Mapping[str, Any] | str | Path, *, progress
     """
     started = time.monotonic()
     checked = check_job(JobConfig.load(config))
-    run = _open_run(checked, progress)
+    ledger = Ledger.claim(ledger_of(checked.job), identity_of(checked))
+    with only_driver(ledger.url), _lazy_client(_cluster_of(checked)) as client_of:
+        run = _open_run(checked, progress, client_of)
+        summary = _run_steps(run)
+        summary = replace(summary, seconds=round(time.monotonic() - started, 3))
+        _finish(run, summary)
+    return summary
+
+
+def _run_steps(run: _Run) -> RunSummary:
     surveys = _survey_images(run)
     normalisation = _normalisation(surveys)
     stage1 = _stage1(run, surveys, normalisation)
@@ -117,34 +141,33 @@ def run_pipeline(config: JobConfig | Mapping[str, Any] | str | Path, *, progress
     stage2 = _stage2(run, surveys, normalisation, kernel)
     final = stage2 or stage1
     if final is None:  # stage 2 alone, and nothing structured was found: a single-pixel blind spot is stage 1
-        assert checked.stage2 is not None, "a job has a stage"
-        final = _train(run, "stage2", checked.stage2, surveys, normalisation, None)
-    summary = _infer(run, stage1 if stage2 is not None else None, final)
-    summary = replace(summary, seconds=round(time.monotonic() - started, 3))
-    _finish(run, summary, kernel, skipped=checked.stage2 is not None and stage2 is None)
-    return summary
+        assert run.checked.stage2 is not None, "a job has a stage"
+        final = _train(run, "stage2", run.checked.stage2, surveys, normalisation, None)
+    return _infer(run, stage1 if stage2 is not None else None, final)
 
 
-def _open_run(checked: CheckedJob, progress: bool) -> _Run:
-    """Claim the run folder for this job and write down what the job is."""
+def _open_run(checked: CheckedJob, progress: bool, client_of: Callable[[], Any]) -> _Run:
+    """Write down what the job is, or find what an earlier run of it wrote."""
     job = checked.job
-    folder = job.output.url
-    ledger = locations.join(folder, "ledger")
-    if locations.exists(folder) and locations.list_names(folder) and not Ledger.is_begun(ledger):
-        raise OutputExists(
-            "the run folder holds something else", where=folder, remedy="choose an empty or new folder"
-        )
-    Ledger.claim(ledger, {"job": job.identity(), "inputs": reader_identities(checked.images)})
-    locations.put(locations.join(folder, "job.yaml"), job.to_yaml().encode())
-    run = _Run(checked, progress)
-    try:
-        found = records.read_json(run.path("summary.json"))
-    except ImageNotFound:
-        found = {"steps": []}
-    run.steps = {step["name"]: step for step in found["steps"]}
-    if not locations.exists(run.path("provenance.json")):
-        records.write_json(run.path("provenance.json"), _provenance(checked))
+    locations.put(locations.join(job.output.url, "job.yaml"), job.to_yaml().encode())
+    provenance = _found(locations.join(job.output.url, "provenance.json"))
+    if not provenance:
+        provenance = _provenance(checked)
+        records.write_json(locations.join(job.output.url, "provenance.json"), provenance)
+    # The number of threads decides a model's last bits: a resumed run trains with those it began with.
+    threads = int(provenance["cores"])
+    stage1, stage2 = (o and replace(o, threads=threads) for o in (checked.stage1, checked.stage2))
+    run = _Run(replace(checked, stage1=stage1, stage2=stage2), progress, client_of)
+    run.steps = {step["name"]: step for step in _found(run.path("summary.json")).get("steps", [])}
     return run
+
+
+def _found(url: str) -> dict[str, Any]:
+    """Return a record of an earlier run; nothing where there is none, or only what a power cut left of it."""
+    try:
+        return records.read_json(url)
+    except (ImageNotFound, MetadataError):
+        return {}
 
 
 def _provenance(checked: CheckedJob) -> dict[str, Any]:
@@ -171,7 +194,7 @@ def _survey_images(
     job = run.job
     options = run.checked.stage1 or run.checked.stage2
     assert options is not None, "a job has a stage"
-    size = patch_size or _pair(options.patch_size)
+    size = patch_size or options.patch_shape
     names = () if job.patch_filter.name == "none" else (job.patch_filter.name,)
     surveys = []
     with run.step(
@@ -198,6 +221,7 @@ def _survey_images(
                             "coverage": job.patch_filter.coverage,
                         },
                     ),
+                    client=run.client_of() if job.cluster.kind == "address" else None,
                     threads=usable_cores(),
                     progress=run.progress,
                 )
@@ -215,10 +239,6 @@ def _normalisation(surveys: list[Survey]) -> Normalisation:
     return Normalisation(tuple(c.mean for c in merged.channels), tuple(c.std for c in merged.channels))
 
 
-def _pair(patch_size: int | tuple[int, int]) -> tuple[int, int]:
-    return patch_size if isinstance(patch_size, tuple) else (patch_size, patch_size)
-
-
 def _index(run: _Run, stage: str, options: TrainingOptions, surveys: list[Survey]) -> PatchIndex:
     """Return the stage's index, from the survey's maps, saved in the run folder."""
     url = run.path(stage, "index.zarr")
@@ -228,7 +248,7 @@ def _index(run: _Run, stage: str, options: TrainingOptions, surveys: list[Survey
         index = index_from_maps(
             list(run.checked.images),
             maps,
-            _pair(options.patch_size),
+            options.patch_shape,
             patch_filter=_filter_of(run.job),
             filtered_patch_prob=settings.filtered_patch_prob,
         )
@@ -267,17 +287,15 @@ def _stage2(
     options = run.checked.stage2
     if options is None or kernel is None or kernel.is_single_pixel:
         return None
-    if run.checked.stage1 is not None and _pair(options.patch_size) != _pair(run.checked.stage1.patch_size):
-        surveys = _survey_images(run, _pair(options.patch_size), "filter_map_stage2")
-    most = largest_percentage(kernel.mask)
-    if options.mask_percentage > most:
-        # More would hide over half of a patch; a measured kernel must not end a job that has come this far.
-        _LOG.info(
-            "stage 2 predicts %.3g %% of the pixels, not %.3g: the kernel is large",
-            most,
-            options.mask_percentage,
+    if run.checked.stage1 is not None and options.patch_shape != run.checked.stage1.patch_shape:
+        surveys = _survey_images(run, options.patch_shape, "filter_map_stage2")
+    percentage = stage2_percentage(options, kernel)
+    if percentage < options.mask_percentage:
+        run.warnings.append(
+            f"Stage 2 predicted {percentage:.3g} % of the pixels, not {options.mask_percentage:.3g} %: "
+            f"the kernel has {int(kernel.mask.sum())} pixels, and more would hide over half of a patch."
         )
-        options = replace(options, mask_percentage=most)
+        options = replace(options, mask_percentage=percentage)
     return _train(run, "stage2", options, surveys, normalisation, kernel)
 
 
@@ -322,13 +340,7 @@ def _noise_kernel(run: _Run, stage1: Denoiser | None) -> NoiseKernel | None:
     with run.step("noise kernel") as entry:
         kernel = run.checked.kernel
         if kernel is None:
-            kernel = extract_noise_kernel(
-                list(run.checked.images),
-                mask_source=job.stage2.mask_source,
-                denoiser=stage1,
-                extractor=StructuralNoiseExtractor(method=job.extractor.method),
-                seed=job.stage2.seed,
-            )
+            kernel = _measured_kernel(run, stage1)
         kernel.save(url)
         rows, columns = kernel.mask.shape
         entry["note"] = (
@@ -338,43 +350,60 @@ def _noise_kernel(run: _Run, stage1: Denoiser | None) -> NoiseKernel | None:
     return kernel
 
 
+def _measured_kernel(run: _Run, stage1: Denoiser | None) -> NoiseKernel:
+    job = run.job
+    try:
+        return extract_noise_kernel(
+            list(run.checked.images),
+            mask_source=job.stage2.mask_source,
+            denoiser=stage1,
+            extractor=StructuralNoiseExtractor(method=job.extractor.method),
+            seed=job.stage2.seed,
+        )
+    except EmptyIndex as error:
+        # A small image has too few windows to measure noise on; that must not end a job that has a stage 1.
+        pixel = np.ones((1, 1))
+        return NoiseKernel(pixel.astype(bool), pixel, np.zeros((1, 1)), note=str(error))
+
+
 # ---- inference
 
 
 def _infer(run: _Run, stage1: Denoiser | None, final: Denoiser) -> RunSummary:
     """Run the networks over every image on the job's cluster; returns the denoised images' summary."""
-    job = run.job
-    settings = ClusterSettings(
-        job.cluster.kind, job.cluster.workers, parse_bytes(job.cluster.memory_limit), job.cluster.address
-    )
-    at_most = sum(planned.batches for planned in run.checked.predictions)
-    with _lazy_client(settings, at_most) as client_of:
-        if job.output.keep_stage1 and stage1 is not None:
-            _apply(run, "inference of stage1", stage1, "stage1", client_of)
-        return _apply(run, "inference", final, "denoised", client_of)
+    if run.job.output.keep_stage1 and stage1 is not None:
+        _apply(run, "inference of stage1", stage1, "stage1")
+    return _apply(run, "inference", final, "denoised")
+
+
+def _cluster_of(checked: CheckedJob) -> tuple[ClusterSettings, int]:
+    """Return the job's cluster and the number of workers that it can use."""
+    given = checked.job.cluster
+    settings = ClusterSettings(given.kind, given.workers, parse_bytes(given.memory_limit), given.address)
+    return settings, sum(planned.batches for planned in checked.predictions)
 
 
 @contextmanager
-def _lazy_client(settings: ClusterSettings, at_most: int) -> Iterator[Callable[[], Any]]:
-    """Yield what starts the cluster at its first call and hands the same client out after."""
-    opened: list[Any] = []
-    context: Any = nullcontext()
+def _lazy_client(cluster: tuple[ClusterSettings, int]) -> Iterator[Callable[[], Any]]:
+    """Yield what starts the cluster at its first call and hands the same client out after.
 
-    def client_of() -> Any:
-        nonlocal context
-        if not opened:
-            context = open_client(settings, at_most=at_most)
-            opened.append(context.__enter__())
-        return opened[0]
+    A cluster that runs already is called at once: that it is gone must be known before hours of training.
+    """
+    settings, at_most = cluster
+    with ExitStack() as stack:
+        opened: list[Any] = []
 
-    try:
+        def client_of() -> Any:
+            if not opened:
+                opened.append(stack.enter_context(open_client(settings, at_most=at_most)))
+            return opened[0]
+
+        if settings.kind == "address":
+            client_of()
         yield client_of
-    finally:
-        if opened:
-            context.__exit__(None, None, None)
 
 
-def _apply(run: _Run, label: str, denoiser: Denoiser, kind: str, client_of: Callable[[], Any]) -> RunSummary:
+def _apply(run: _Run, label: str, denoiser: Denoiser, kind: str) -> RunSummary:
     summaries = []
     with run.step(label) as entry:
         for image, name in zip(run.checked.images, run.checked.names, strict=True):
@@ -384,7 +413,7 @@ def _apply(run: _Run, label: str, denoiser: Denoiser, kind: str, client_of: Call
                     denoiser,
                     image,
                     destination,
-                    client=None if is_complete(destination) else client_of(),
+                    client=None if is_complete(destination) else run.client_of(),
                     missing=run.job.input.missing,
                     progress=run.progress,
                     **output_options(run.job),
@@ -397,12 +426,11 @@ def _apply(run: _Run, label: str, denoiser: Denoiser, kind: str, client_of: Call
     return total
 
 
-def _finish(run: _Run, summary: RunSummary, kernel: NoiseKernel | None, *, skipped: bool) -> None:
+def _finish(run: _Run, summary: RunSummary) -> None:
     """Write the summary and the report."""
     facts = {
         **summary.to_json(),
-        "stage2_skipped": skipped,
-        "single_pixel_kernel": kernel is not None and kernel.is_single_pixel,
+        "warnings": run.warnings,
         "images": [
             {
                 "name": name,

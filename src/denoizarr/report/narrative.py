@@ -103,7 +103,7 @@ def facts_of(folder: RunFolder, findings: Findings | None) -> list[Fact]:
         facts.append(Fact("Grey levels of the input", f"{words.number(low, 4)} to {words.number(high, 4)}"))
     peak = number_in(folder.summary, "peak_bytes")
     if peak:
-        facts.append(Fact("Most memory of one process", words.byte_size(peak)))
+        facts.append(Fact("Most memory of an inference worker", words.byte_size(peak)))
     return facts
 
 

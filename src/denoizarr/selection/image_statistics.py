@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Self
 
-from denoizarr.errors import MetadataError
 from denoizarr.kernels.statistics import Moments, has_exact_histogram
 
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
@@ -107,23 +106,3 @@ class ImageStatistics:
                 }
             )
         return {"version": 1, "channels": channels}
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Self:
-        """Return what :meth:`to_json` gave.
-
-        Raises
-        ------
-        MetadataError
-            A field is missing or damaged.
-        """
-        try:
-            if record["version"] != 1:
-                raise MetadataError("statistics of another version", got=record["version"], expected=1)
-            return cls(tuple(ChannelStatistics(Moments.from_json(c)) for c in record["channels"]))
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, MetadataError):
-                raise
-            raise MetadataError(
-                "damaged image statistics", got=repr(error), remedy="compute them again"
-            ) from error

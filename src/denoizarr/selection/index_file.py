@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from denoizarr.errors import ImageNotFound, IncompleteOutput, ModelError, NotOmeZarr, OutputExists
+from denoizarr.errors import ImageNotFound, IncompleteOutput, ModelError, OutputExists
 from denoizarr.geometry.grids import Grid
 from denoizarr.stores import locations
 from denoizarr.stores.ome_zarr import STATE
+
+from . import own_groups
 
 VERSION = 1
 _KEY = "denoizarr.index"
@@ -27,16 +30,11 @@ def write(url: str, fields: dict[str, Any]) -> None:
         Something else lies at ``url``.
     """
     if locations.exists(url) and locations.list_names(url):
-        try:
-            ours = _KEY in locations.open_group(url, "r").attrs
-        except (NotOmeZarr, ImageNotFound):
-            ours = False
-        if not ours:
+        if not _is_replaceable(url):
             raise OutputExists(
                 "something else than a patch index lies here", where=url, remedy="choose another name"
             )
-        locations.delete_prefix(url)
-    group = locations.open_group(url, "w")
+        own_groups.delete(url)
     header = {
         "version": VERSION,
         "patch_size": list(fields["patch_size"]),
@@ -48,7 +46,7 @@ def write(url: str, fields: dict[str, Any]) -> None:
         "settings": fields["settings"],
         "jitter": fields["jitter"],
     }
-    group.attrs.update({STATE: "incomplete", _KEY: header})
+    group = own_groups.begin(url, {STATE: "incomplete", _KEY: header})
     for number, classes in enumerate(fields["classes"]):
         array = group.create_array(
             str(number),
@@ -57,9 +55,33 @@ def write(url: str, fields: dict[str, Any]) -> None:
             dtype="uint8",
             compressors=[ZstdCodec(level=3), Crc32cCodec()],
             config={"write_empty_chunks": True},
+            attributes={_KEY: "classes"},
         )
         array[...] = classes
     group.attrs.update({STATE: "complete"})
+
+
+def _is_replaceable(url: str) -> bool:
+    """Tell whether an index lies here, in whatever state, or what a kill left of one, or an empty group."""
+    if _KEY in (own_groups.attributes_at(url) or {}):
+        return True
+    names = locations.list_names(url)
+    if own_groups.ROOT in names:
+        return len(names) == 1 and own_groups.attributes_at(url) == {}
+    # The levels of an image have such names too.
+    return own_groups.is_remains(url, str.isdecimal) and not any(_is_foreign(url, name) for name in names)
+
+
+def _is_foreign(url: str, name: str) -> bool:
+    """Tell whether an array is not marked as an index's; one without metadata is half deleted."""
+    try:
+        metadata = json.loads(locations.get(locations.join(url, name, own_groups.ROOT)))
+    except ImageNotFound:
+        # An array of Zarr's older format is not ours.
+        return any(n.startswith(".z") for n in locations.list_names(locations.join(url, name)))
+    except ValueError:
+        return True
+    return not isinstance(metadata, dict) or _KEY not in (metadata.get("attributes") or {})
 
 
 def _chunks(shape: tuple[int, ...]) -> tuple[int, ...]:

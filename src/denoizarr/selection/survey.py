@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from pathlib import Path
 from typing import Any, cast
 
 import dask.array as da
@@ -36,6 +36,7 @@ from denoizarr.stores.images import ImageLike, as_image, reader_of
 from denoizarr.stores.records import digest
 from denoizarr.stores.sources import ImageReader
 
+from . import own_groups
 from .cells import Cells, PatchSize, patch_pair
 from .filter_maps import labelled
 from .image_statistics import ChannelStatistics, ImageStatistics
@@ -81,7 +82,7 @@ def survey(
     *,
     patch_size: PatchSize,
     names: Sequence[str] = ("shannon",),
-    destination: str | None = None,
+    destination: str | Path | None = None,
     ledger: Ledger | None = None,
     client: Any = None,
     threads: int = 1,
@@ -96,8 +97,8 @@ def survey(
     patch_size : int or (y, x)
     names : sequence of {"max", "mean_std", "shannon"}
         The scores wanted; none for the statistics alone.
-    destination : str, optional
-        URL of the Zarr group for the scores, continued if it was begun by the same survey; memory without.
+    destination : path or URL, optional
+        Of the Zarr group for the scores, continued if it was begun by the same survey; memory without.
     ledger : Ledger, optional
         Makes the survey resumable.
     client : distributed.Client, optional
@@ -121,6 +122,7 @@ def survey(
     OutputExists
         Something else lies at ``destination``.
     """
+    destination = None if destination is None else str(destination)
     opened = as_image(image)
     reader = reader_of(opened)
     cells = Cells(
@@ -131,7 +133,7 @@ def survey(
     if destination is None and (client is not None or ledger is not None):
         raise BadRequest("a survey on a cluster, or a resumable one, needs a destination for its scores")
     key = digest([reader.identity, list(cells.shape), list(cells.patch), list(grid.step)])
-    group = _begin(destination, key, cells, grid, scores)
+    group = _begin(destination, key, cells, grid, scores, owned=ledger is not None)
     # Records are found by this name: those of another image, or of other scores, are never taken for these.
     tag = digest([key, [[s.name, s.coverage] for s in scores]])[:12]
     work = _Work(reader, cells, grid, scores, group if destination is None else destination)
@@ -168,22 +170,28 @@ def _label(name: str, scores: tuple[Score, ...]) -> str:
 
 
 def _begin(
-    destination: str | None, key: str, cells: Cells, grid: Grid, scores: tuple[Score, ...]
+    destination: str | None, key: str, cells: Cells, grid: Grid, scores: tuple[Score, ...], *, owned: bool
 ) -> zarr.Group:
-    """Open the group for the scores and make what is not there yet; scores of another survey are replaced."""
+    """Open the group for the scores and make what is not there yet; scores of another survey are replaced.
+
+    ``owned``: the destination is the job's own, so what a kill left there is replaced as well.
+    """
     if destination is None:
         group = zarr.open_group(MemoryStore(), mode="w")
     else:
-        if locations.exists(destination) and locations.list_names(destination):
-            found = locations.open_group(destination, "r").attrs.get(_KEY)
-            if found is None:
-                raise OutputExists(
-                    "something else than a survey lies here", where=destination, remedy="choose another name"
-                )
-            if found != key:
-                locations.delete_prefix(destination)
-        group = locations.open_group(destination, "a")
-    group.attrs[_KEY] = key
+        begun = locations.exists(destination) and locations.list_names(destination)
+        found = (own_groups.attributes_at(destination) or {}).get(_KEY) if begun else None
+        if begun and found is None and not (owned and own_groups.is_remains(destination, _is_array_name)):
+            raise OutputExists(
+                "something else than a survey lies here", where=destination, remedy="choose another name"
+            )
+        if begun and found != key:
+            own_groups.delete(destination)
+        group = (
+            locations.open_group(destination, "a")
+            if found == key
+            else own_groups.begin(destination, {_KEY: key})
+        )
     for score in scores:
         name = _array_name(score)
         if name not in group:
@@ -208,6 +216,10 @@ def _array_name(score: Score) -> str:
         if score.name == "max" and score.coverage != DEFAULT_COVERAGE
         else score.name
     )
+
+
+def _is_array_name(name: str) -> bool:
+    return name in ("shannon", "mean_std", "max") or name.startswith("max-")
 
 
 def _survey_block(work: _Work, block: int) -> Record:
@@ -242,12 +254,14 @@ def _merge_moments(results: list[Record]) -> Record:
     return {"moments": {str(c): m.to_json() for c, m in _merged(results).items()}}
 
 
-def _merged(results: Sequence[Record]) -> dict[int, Moments]:
-    parts: dict[int, list[Moments]] = {}
+def _merged(results: Iterable[Record]) -> dict[int, Moments]:
+    # One record at a time: an image has many, and a decoded histogram takes half a megabyte.
+    merged: dict[int, Moments] = {}
     for result in results:
         for channel, record in result["moments"].items():
-            parts.setdefault(int(channel), []).append(Moments.from_json(record))
-    return {c: reduce(Moments.merge, moments) for c, moments in parts.items()}
+            found, number = Moments.from_json(record), int(channel)
+            merged[number] = merged[number].merge(found) if number in merged else found
+    return merged
 
 
 def _check_varied(moments: dict[int, Moments], name: str) -> None:

@@ -72,10 +72,11 @@ class ForeignSource:
 
 @dataclass(frozen=True, slots=True)
 class ForeignMetadata:
-    """World coordinates that a foreign file states; empty where it states none."""
+    """World coordinates that a foreign file states, where it states any, and what is not carried over."""
 
     scale: dict[str, float]
     units: dict[str, str]
+    losses: tuple[str, ...] = ()
 
 
 def is_foreign(url: str | Path) -> bool:
@@ -86,6 +87,11 @@ def is_foreign(url: str | Path) -> bool:
     if path.is_dir() and not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zarray")):
         return any(p.suffix.lower() in _KINDS for p in path.iterdir())
     return False
+
+
+def is_foreign_name(url: str | Path) -> bool:
+    """Tell whether the name ends as a file of another format does: TIFF, PNG, npy, NIfTI."""
+    return str(url).lower().endswith((*_KINDS, ".nii", ".nii.gz"))
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:
@@ -274,7 +280,14 @@ def _tiff_metadata(file: tifffile.TiffFile) -> ForeignMetadata:
                     scale[dim], units[dim] = one / pixels_per_unit, found
             if "spacing" in file.imagej_metadata:
                 scale["z"], units["z"] = float(file.imagej_metadata["spacing"]), found
-    return ForeignMetadata(scale, units)
+    losses = []
+    if len(file.series) > 1:
+        losses.append(f"only the first of the file's {len(file.series)} series was read")
+    if file.is_ome:
+        losses.append(
+            "OME metadata other than axes and voxel sizes (channel names, acquisition) were dropped"
+        )
+    return ForeignMetadata(scale, units, tuple(losses))
 
 
 @lru_cache(maxsize=8)

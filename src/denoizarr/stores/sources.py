@@ -28,7 +28,6 @@ from denoizarr.errors import (
     NotOmeZarr,
 )
 from denoizarr.geometry.boxes import Box
-from denoizarr.geometry.grids import Grid
 
 from . import locations
 from .ome_zarr import DIMS
@@ -41,7 +40,6 @@ UNDECODABLE = (
     ValueError,
     RuntimeError,
     TypeError,
-    MemoryError,
     EOFError,
     gzip.BadGzipFile,
     zlib.error,
@@ -245,11 +243,6 @@ def reader_of_array(array: zarr.Array[Any], source: ImageSource, *, reopenable: 
         absent=absent,
         urls=(source.url,) if reopenable else (),
     )
-
-
-def chunk_grid(reader: ImageReader) -> Grid:
-    """Return the grid of decoding units over the image."""
-    return Grid(reader.shape, tuple(min(c, n) for c, n in zip(reader.chunks, reader.shape, strict=True)))
 
 
 def open_array(url: str, path: str = "", missing: Missing = "error") -> zarr.Array[Any]:

@@ -1,7 +1,8 @@
 """What one epoch of a patch stream draws, and in which order: pure arithmetic, nothing is read here.
 
-Every axis of the plane is cut into blocks of a few whole chunks; the cuts shift by whole chunks from epoch to
-epoch, so a patch that one epoch's cuts forbid is inside a block in another::
+Every axis of the plane is cut into blocks of a few whole chunks (thinner or fewer where chunks are huge); the
+cuts shift by whole chunks from epoch to epoch, so a patch that one epoch's cuts forbid is inside a block in
+another::
 
     chunks     |    |    |    |    |    |    |
     epoch 0    [  block  |  block  |  block  ]
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denoizarr.geometry.boxes import Box
+from denoizarr.geometry.grids import ceil_div
 from denoizarr.selection.patch_index import PatchIndex
 from denoizarr.selection.weighted import weighted_choice
 from denoizarr.stores.sources import ImageReader
@@ -37,6 +39,7 @@ _CELLS_PER_PATCH = 2
 _FEWEST_PER_BLOCK, _FEWEST_BLOCKS = 16, 16
 _CELLS_AT_ONCE = 1 << 20
 _RESIDENT_BYTES = 256 * 2**20
+_BLOCK_BYTES = 256 * 2**20
 # Streams of random numbers for the different purposes of one epoch.
 _LAYOUT, _DRAWS, _ORDER = 1, 2, 3
 
@@ -100,7 +103,46 @@ class Layout:
         return Box(tuple(a for a, _ in ends), tuple(b for _, b in ends))
 
 
-def layout_of(index: PatchIndex, number: int, chunks: Sequence[int], uniform: NDArray[np.float64]) -> Layout:
+def cut_chunks(size: int, chunk: int, thickness: int) -> Integers:
+    """Return the ends of blocks up to ``thickness`` long, each part of one chunk: 0, ..., ``size``."""
+    part = ceil_div(chunk, ceil_div(chunk, thickness))
+    return np.array([*(p for a in range(0, size, chunk) for p in range(a, min(a + chunk, size), part)), size])
+
+
+def block_extent(
+    shape: Sequence[int], chunks: Sequence[int], patch: tuple[int, int], voxel_bytes: int
+) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """Return how thick a block is along t and z, in voxels, and how many chunks wide it is along y and x.
+
+    One whole chunk thick and at least two wide, so that shifted cuts let a patch lie across a chunk's border.
+    Where that is too many bytes a block is thinner than a chunk, and at last one chunk wide where that is
+    wide enough for the patches.
+    """
+    thickness = [min(c, n) for c, n in zip(chunks[:-2], shape[:-2], strict=True)]
+    sizes = [(min(c, n), n) for c, n in zip(chunks[-2:], shape[-2:], strict=True)]
+    fewest = [ceil(_PATCHES_ACROSS * p / c) for p, (c, _) in zip(patch, sizes, strict=True)]
+    wide = [max(2, n) for n in fewest]
+
+    def plane_bytes() -> int:
+        return prod(min(w * c, n) for w, (c, n) in zip(wide, sizes, strict=True)) * voxel_bytes
+
+    for axis, whole in enumerate(thickness):
+        others = prod(thickness) // whole * plane_bytes()
+        thickness[axis] = min(max(_BLOCK_BYTES // others, 1), whole)
+    # The longer side first.
+    for axis in sorted((0, 1), key=lambda a: -sizes[a][0]):
+        if prod(thickness) * plane_bytes() > _BLOCK_BYTES:
+            wide[axis] = fewest[axis]
+    return tuple(thickness), (wide[0], wide[1])
+
+
+def layout_of(
+    index: PatchIndex,
+    number: int,
+    chunks: Sequence[int],
+    uniform: NDArray[np.float64],
+    voxel_bytes: int = 1,
+) -> Layout:
     """Cut one image into blocks.
 
     Parameters
@@ -112,15 +154,21 @@ def layout_of(index: PatchIndex, number: int, chunks: Sequence[int], uniform: ND
         Its chunks along the index's dims.
     uniform : float64 array (2,)
         In [0, 1): how far the cuts along y and x shift.
+    voxel_bytes : int
+        Of all channels of one voxel together.
     """
     shape, lead = index.shapes[number], len(index.dims) - 2
-    # A patch is one voxel thick in t and z: a block is one chunk thick there, and nothing needs shifting.
-    cuts = [cut_axis(shape[a], chunks[a], 1, 0, 1) for a in range(lead)]
+    thickness, wide = block_extent(shape, chunks, index.patch_size, voxel_bytes)
+    # A patch is one voxel thick in t and z: a block is at most one chunk thick there, and nothing is shifted.
+    cuts = [cut_chunks(shape[a], chunks[a], thickness[a]) for a in range(lead)]
     cells = list(cuts)
     for k, patch in enumerate(index.patch_size):
         size, chunk = shape[lead + k], min(chunks[lead + k], shape[lead + k])
-        per_block = max(2, ceil(_PATCHES_ACROSS * patch / chunk))
-        cut = cut_axis(size, chunk, per_block, int(uniform[k] * per_block), patch)
+        if wide[k] > 1:
+            cut = cut_axis(size, chunk, wide[k], int(uniform[k] * wide[k]), patch)
+        else:
+            # Shifted by half a chunk in every other epoch, or no patch would ever lie across a border.
+            cut = cut_axis(size, 1, chunk, chunk // 2 * int(uniform[k] * 2), patch)
         centres = np.minimum(np.arange(0, size, patch) + patch // 2, size - 1)
         cuts.append(cut)
         cells.append(np.append(np.searchsorted(centres, cut[:-1]), centres.size))
@@ -229,7 +277,9 @@ class EpochPlan:
         self.index, self.seed, self.epoch, self.n_patches = index, seed, epoch, n_patches
         layout_numbers = generator_of(seed, epoch, _LAYOUT)
         self.layouts = [
-            layout_of(index, i, chunks_along(reader, index.dims), layout_numbers.random(2))
+            layout_of(
+                index, i, chunks_along(reader, index.dims), layout_numbers.random(2), _voxel_bytes(reader)
+            )
             for i, reader in enumerate(readers)
         ]
         weights = [block_weights(index, i, layout).reshape(-1) for i, layout in enumerate(self.layouts)]
@@ -258,9 +308,7 @@ class EpochPlan:
         first = size = before = patches = 0
         for number, visit in enumerate(self.visits):
             reader = readers[visit.image]
-            channels = dict(zip(reader.dims, reader.shape, strict=True)).get("c", 1)
-            voxels = prod(self.layouts[visit.image].voxel_box(visit.block).shape)
-            size += voxels * channels * reader.dtype.itemsize
+            size += prod(self.layouts[visit.image].voxel_box(visit.block).shape) * _voxel_bytes(reader)
             patches += visit.quota
             if number + 1 - first == most or size >= _RESIDENT_BYTES // 2 or number + 1 == len(self.visits):
                 groups.append((first, number + 1, before))
@@ -291,6 +339,10 @@ class EpochPlan:
         for axis, patch in ((-2, index.patch_size[0]), (-1, index.patch_size[1])):
             np.clip(origins[:, axis], voxels.start[axis], voxels.stop[axis] - patch, out=origins[:, axis])
         return origins
+
+
+def _voxel_bytes(reader: ImageReader) -> int:
+    return int(dict(zip(reader.dims, reader.shape, strict=True)).get("c", 1)) * reader.dtype.itemsize
 
 
 def chunks_along(reader: ImageReader, dims: Sequence[str]) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from denoizarr.kernels.blindspot import check_kernel
 from denoizarr.kernels.unet import NetworkShape, build_network, fold_batch_norm, halo_of
 from denoizarr.stores.records import digest
 
+from .exactness import exact_cuda
 from .tensor_files import Weights, check_weights, read_tensors, tensors_digest, write_tensors
 
 Precision = Literal["float32", "float64"]
@@ -117,6 +118,8 @@ class Denoiser:
         with torch.device("meta"):
             net = build_network(shape)
         net.load_state_dict(self._weights, assign=True)
+        if self.device.type == "cuda":
+            exact_cuda()
         # Folded in the precision it runs in, so that float64 is exact to float64.
         folded = fold_batch_norm(net.to(self._dtype)).to(self.device)
         memory_format = torch.channels_last if shape.ndim == 2 else torch.channels_last_3d

@@ -16,6 +16,7 @@ from denoizarr.errors import BadRequest, ModelError
 from denoizarr.kernels.blindspot import draw_blind_spots, symmetries_of, turn_patches
 from denoizarr.kernels.unet import UNet, build_network
 
+from .exactness import exact_on
 from .options import TrainingOptions
 from .tensor_files import Weights
 
@@ -194,12 +195,16 @@ def device_named(name: str) -> torch.device:
 
 
 @contextmanager
-def fixed_threads(threads: int) -> Iterator[None]:
-    """Compute with this many threads inside the block; their number decides the last bits of the weights."""
+def repeatable(threads: int, device: torch.device) -> Iterator[None]:
+    """Compute alike inside the block: with this many threads, which decide the last bits of the weights.
+
+    On cuda with :func:`~denoizarr.training.exactness.exact_cuda`.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        yield
+        with exact_on(device):
+            yield
     finally:
         torch.set_num_threads(before)
 

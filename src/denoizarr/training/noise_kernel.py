@@ -17,7 +17,7 @@ from denoizarr.stores.images import ImageLike, as_images, reader_of
 
 from .noise_sample import SMALLEST_SIDE
 from .noise_windows import WINDOW, draw_sites, read_denoised, read_differences, read_windows
-from .structure import Floats, Mask, StructuralNoise, StructuralNoiseExtractor, centred_crop
+from .structure import Floats, Mask, StructuralNoise, StructuralNoiseExtractor
 
 if TYPE_CHECKING:
     from denoizarr.selection.patch_index import PatchIndex
@@ -81,12 +81,6 @@ class NoiseKernel:
     def is_single_pixel(self) -> bool:
         """Whether noise is uncorrelated as far as is known: Noise2Void's kernel, and no need of stage 2."""
         return int(self.mask.sum()) == 1
-
-    @property
-    def inside(self) -> Floats:
-        """The autocorrelation at the mask's shape."""
-        cropped: Floats = centred_crop(self.autocorrelation, self.mask.shape)
-        return cropped
 
     def save(self, url: str | Path) -> None:
         """Write everything as JSON, replacing the file whole."""

@@ -9,7 +9,8 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,20 +22,23 @@ from torch import Tensor
 from denoizarr.engine.progress import Progress
 from denoizarr.errors import BadRequest, DegenerateData, EmptyIndex, NonFiniteData
 from denoizarr.kernels.blindspot import check_blind_spot
-from denoizarr.selection.patch_index import PatchIndex, build_index
+from denoizarr.selection.index_builder import build_index
+from denoizarr.selection.patch_index import PatchIndex
 from denoizarr.stores import locations
 from denoizarr.stores.images import ImageLike, as_images
 from denoizarr.stores.records import digest
 
 from .checkpoints import Checkpoints
 from .denoiser import Denoiser, Normalisation
-from .learner import Learner, device_named, fixed_threads
+from .learner import Learner, device_named, repeatable
 from .options import DEFAULT_OPTIONS, TrainingOptions
 from .patch_stream import PatchStream, validation_patches
 from .tensor_files import Weights
 
 _LOG = logging.getLogger(__name__)
-_COLUMNS = ("epoch", "step", "train_loss", "validation_loss", "learning_rate", "seconds")
+_COLUMNS = ("epoch", "step", "train_loss", "validation_loss", "learning_rate")
+# In the log alone: two runs of the same training leave the same checkpoints.
+_SECONDS = "seconds"
 # Enough for the mean and std of each channel to within a few per cent of the std.
 _STATISTICS_PATCHES = 256
 
@@ -45,8 +49,8 @@ def train(
     *,
     blind_spot: NDArray[np.bool_] | None = None,
     options: TrainingOptions = DEFAULT_OPTIONS,
-    checkpoint: str | None = None,
-    log: str | None = None,
+    checkpoint: str | Path | None = None,
+    log: str | Path | None = None,
     normalisation: Normalisation | None = None,
     progress: bool = True,
 ) -> Denoiser:
@@ -62,12 +66,13 @@ def train(
     blind_spot : ndarray of bool, odd extents (y, x), optional
         Which pixels are hidden around a predicted one; None is Noise2Void's single pixel.
     options : TrainingOptions
-    checkpoint : str, optional
+    checkpoint : str or Path, optional
         A folder for the state after every epoch. Where it holds that of the same training, that is resumed:
         on a CPU the weights come out the same bit for bit, whenever it was stopped or killed.
-    log : str, optional
+    log : str or Path, optional
         A CSV file with one row per epoch: epoch (from 1), step (since the start), train_loss, validation_loss
-        (masked; empty without validation patches), learning_rate (of the epoch's last step), seconds.
+        (masked; empty without validation patches), learning_rate (of the epoch's last step), seconds
+        (of epochs before a resumption as the file has them already, else empty).
     normalisation : Normalisation, optional
         None: measured on 256 patches drawn from the index.
     progress : bool
@@ -91,10 +96,11 @@ def train(
     """
     job = _prepare(as_images(image), index, blind_spot, options, normalisation)
     device = device_named(options.device)
-    checkpoints = None if checkpoint is None else Checkpoints(checkpoint, job.identity)
+    checkpoints = None if checkpoint is None else Checkpoints(str(checkpoint), job.identity)
     learner = Learner(options, job.kernel, device, job.steps_per_epoch * options.num_epochs)
     state = _resume(checkpoints, learner, options)
-    _write_log(log, state.history)
+    state.seconds = _logged_seconds(log, state.history)
+    _write_log(log, state)
     stream = PatchStream(
         job.images,
         job.training,
@@ -103,7 +109,10 @@ def train(
         seed=options.seed,
     )
     remaining = (options.num_epochs - len(state.history)) * job.steps_per_epoch
-    with fixed_threads(state.threads), Progress("training", remaining, progress and remaining > 0) as bar:
+    with (
+        repeatable(state.threads, device),
+        Progress("training", remaining, progress and remaining > 0) as bar,
+    ):
         held_out = job.validation_set() if remaining else None
         for epoch in range(len(state.history), options.num_epochs):
             started = time.monotonic()
@@ -118,21 +127,17 @@ def train(
                     raise _not_finite(batch, epoch, len(losses))
                 bar.advance(1, f"epoch {epoch + 1} of {options.num_epochs}, loss {losses[-1]:.4g}")
             validation = None if held_out is None else learner.masked_loss_of(held_out)
+            if validation is not None and not math.isfinite(validation):
+                raise _diverged(f"validation after epoch {epoch + 1}")
             if validation is None or validation <= state.best_loss:
                 state.best, state.best_epoch = learner.averaged_weights(), epoch + 1
                 state.best_loss = math.inf if validation is None else validation
-            row = (
-                epoch + 1,
-                learner.steps_done,
-                float(np.mean(losses)),
-                validation,
-                rate,
-                round(time.monotonic() - started, 3),
-            )
+            row = (epoch + 1, learner.steps_done, float(np.mean(losses)), validation, rate)
             state.history.append(dict(zip(_COLUMNS, row, strict=True)))
+            state.seconds.append(str(round(time.monotonic() - started, 3)))
             _LOG.debug("%s", state.history[-1])
             _save(checkpoints, learner, state)
-            _write_log(log, state.history)
+            _write_log(log, state)
     return job.denoiser(state, device)
 
 
@@ -145,6 +150,7 @@ class _State:
     best: Weights
     best_epoch: int = 0
     best_loss: float = math.inf
+    seconds: list[str] = field(default_factory=list)
 
 
 def _resume(checkpoints: Checkpoints | None, learner: Learner, options: TrainingOptions) -> _State:
@@ -180,14 +186,29 @@ def _save(checkpoints: Checkpoints | None, learner: Learner, state: _State) -> N
     checkpoints.save(len(state.history), header, tensors)
 
 
-def _write_log(log: str | None, history: Sequence[dict[str, Any]]) -> None:
+def _as_logged(row: dict[str, Any]) -> dict[str, str]:
+    return {column: "" if row[column] is None else str(row[column]) for column in _COLUMNS}
+
+
+def _logged_seconds(log: str | Path | None, history: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the seconds of epochs done before from the log that lies there; "" where it is not of these."""
+    found: dict[str, dict[str, Any]] = {}
+    if log is not None and history and locations.is_file(log):
+        text = locations.get(log).decode(errors="replace")
+        found = {str(row.get("epoch")): row for row in csv.DictReader(io.StringIO(text))}
+    rows = [(found.get(str(row["epoch"]), {}), _as_logged(row)) for row in history]
+    return [str(old.get(_SECONDS) or "") if old.items() >= new.items() else "" for old, new in rows]
+
+
+def _write_log(log: str | Path | None, state: _State) -> None:
     """Write the whole log anew, so that an epoch which a killed run logged in vain is never there twice."""
     if log is None:
         return
     text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, (*_COLUMNS, _SECONDS), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(history)
+    for row, seconds in zip(state.history, state.seconds, strict=True):
+        writer.writerow(_as_logged(row) | {_SECONDS: seconds})
     locations.put(log, text.getvalue().encode())
 
 
@@ -227,7 +248,16 @@ class _Job:
         if self.validation.n_patches == 0:
             _LOG.info("the image is too small to hold patches out: the last epoch is kept, not the best")
             return None
-        drawn, _ = validation_patches(self.images, self.validation, n, self.options.seed)
+        drawn, origins = validation_patches(self.images, self.validation, n, self.options.seed)
+        bad = np.flatnonzero(~np.isfinite(drawn).all(axis=(1, 2, 3)))
+        if bad.size:
+            several = len(self.images) > 1
+            names = [f"image {o[0]}: {o[1:]}" if several else str(o) for o in origins[bad].tolist()]
+            raise NonFiniteData(
+                "the image holds NaN or infinity",
+                where=f"validation patches at {', '.join(names)}",
+                remedy="mask or replace them before training",
+            )
         patches = self.normalised(torch.from_numpy(drawn))
         return patches.repeat(max(n // len(patches), 1), 1, 1, 1)
 
@@ -331,8 +361,12 @@ def _not_finite(batch: dict[str, Tensor], epoch: int, step: int) -> Exception:
             where=where + ", ".join(str(origins[i]) for i in bad),
             remedy="mask or replace them before training",
         )
+    return _diverged(where + ", ".join(map(str, origins)))
+
+
+def _diverged(where: str) -> BadRequest:
     return BadRequest(
         "the loss is no longer a finite number",
-        where=where + ", ".join(map(str, origins)),
+        where=where,
         remedy="lower learning_rate or gradient_clip",
     )

@@ -28,7 +28,11 @@ def test_the_tables_defaults_are_those_of_the_job():
     rows = re.findall(
         r"^\| `(\w+)\.(\w+)` \| ([^|]+) \|", (ROOT / "docs/job-file.md").read_text(), re.MULTILINE
     )
-    stated = {(section, key): value.strip().strip("`") for section, key, value in rows if value.strip()}
+    stated = {
+        (section, key): value.strip().strip("`")
+        for section, key, value in rows
+        if value.strip() and section in defaults  # the run folder's files have dots, too
+    }
     assert len(stated) > 20
     for (section, key), value in stated.items():
         # coverage is the filter's own where the job says nothing.

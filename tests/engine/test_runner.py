@@ -151,3 +151,17 @@ def test_a_cluster_writes_the_same_bytes(tmp_path: Path, client: Any) -> None:
         assert (tmp_path / "here.ome.zarr" / file).read_bytes() == (
             tmp_path / "there.ome.zarr" / file
         ).read_bytes()
+
+
+def test_a_process_does_not_count_its_parents_memory():
+    import subprocess
+    import sys
+
+    from denoizarr.engine.runner import peak_bytes
+
+    held = np.ones(100_000_000, np.uint8)  # resident in this process, which starts the other
+    code = "from denoizarr.engine.runner import peak_bytes; print(peak_bytes())"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert held[-1] == 1
+    if sys.platform == "linux":
+        assert int(child.stdout) < peak_bytes()

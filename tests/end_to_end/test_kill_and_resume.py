@@ -62,16 +62,24 @@ def undisturbed(tmp_path_factory):
 def test_killed_in_every_phase_one_after_the_other(undisturbed, tmp_path):
     job = write_job(tmp_path, scan_noise())
     run = job.parent / "run"
+    checkpoints: dict[Path, int] = {}
     for phase, pattern in PHASES.items():
         assert kill_when(job, pattern), f"the job ended before it could be killed in {phase}"
         assert not (run / "denoised.ome.zarr").exists() or run_cli(
             "info", str(run / "denoised.ome.zarr")
         ).stdout.count("incomplete")
+        checkpoints |= {
+            path: path.stat().st_mtime_ns
+            for path in run.glob("stage*/checkpoints/*.safetensors")
+            if path not in checkpoints
+        }
+    assert checkpoints, "stage 1 and stage 2 were killed after an epoch"
     batches = {path: path.stat().st_mtime_ns for path in run.glob("denoised.ome.zarr.ledger/*/*.json")}
     assert batches, "the last kill was in the pyramid: level 0 is on record"
     result = run_cli("run", str(job), "--json")
     assert result.returncode == 0, result.stderr
     assert {path: path.stat().st_mtime_ns for path in batches} == batches, "no batch on record is done again"
+    assert {path: path.stat().st_mtime_ns for path in checkpoints} == checkpoints, "no epoch is done again"
     assert hashes(run) == undisturbed
 
 

@@ -15,7 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
-from urllib.request import pathname2url
 
 import obstore
 import zarr
@@ -75,11 +74,6 @@ def local_path(url: str | Path) -> Path:
 def join(url: str | Path, *parts: str) -> str:
     """Return the path of something below ``url``, with forward slashes, no scheme for local paths."""
     return str(local_path(url).joinpath(*parts))
-
-
-def as_file_url(url: str | Path) -> str:
-    """Return the ``file://`` URL of a path, percent-encoded."""
-    return "file://" + pathname2url(str(local_path(url)))
 
 
 @contextmanager
@@ -235,14 +229,6 @@ def list_names(url: str | Path) -> list[str]:
     with translated(url):
         listing = obstore.list_with_delimiter(object_store(url))
         return sorted([entry["path"] for entry in listing["objects"]] + list(listing["common_prefixes"]))
-
-
-def list_keys(url: str | Path) -> list[str]:
-    """Return the keys of all objects at any depth below ``url``, sorted; empty where it is absent."""
-    if not exists(url):
-        return []
-    with translated(url):
-        return sorted(entry["path"] for batch in obstore.list(object_store(url)) for entry in batch)
 
 
 def delete(url: str | Path) -> None:

@@ -31,7 +31,7 @@ Missing = Literal["error", "fill"]
 
 
 class StrictStore(WrapperStore[Store]):
-    """A Zarr store whose absent chunks raise ``MissingChunk``, or are noted in ``absent`` when filled.
+    """A Zarr store whose absent chunks raise ``MissingChunk`` unless they are to be filled.
 
     For readers only: zarr's sharded writer reads a shard before it writes it, absent or not.
     """
@@ -40,7 +40,6 @@ class StrictStore(WrapperStore[Store]):
         super().__init__(store)
         self.where = where
         self.missing = missing
-        self.absent: set[str] = set()
         self.blosc_bytes: int | None = (
             None  # decoded size of a chunk, where blosc's frame is all that guards it
         )
@@ -52,10 +51,9 @@ class StrictStore(WrapperStore[Store]):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return the object's bytes; a chunk that is absent is an error or is noted."""
+        """Return the object's bytes; a chunk that is absent is an error unless it is to be filled."""
         value = await super().get(key, prototype or default_buffer_prototype(), byte_range)
         if value is None and key.rsplit("/", 1)[-1] not in _METADATA:
-            self.absent.add(key)
             if self.missing == "error":
                 raise missing_chunk(self.where, key)
         elif value is not None and self.blosc_bytes is not None and not key.endswith(tuple(_METADATA)):

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 import yaml
+from typer.testing import CliRunner
 
+import denoizarr
+import denoizarr.cli
+from denoizarr.cli.app import app
 from denoizarr.pipeline.config import JobConfig
 
 ROOT = Path(__file__).parents[1]
@@ -40,8 +47,46 @@ def test_the_tables_defaults_are_those_of_the_job():
         assert str(yaml.safe_load(value)) == str(expected), f"{section}.{key}"
 
 
+def test_every_key_of_the_job_has_a_row():
+    job = JobConfig.load({"input": "in", "output": "out"}).model_dump()
+    rows = "\n".join(re.findall(r"^\| (`[^|]+) \|", (ROOT / "docs/job-file.md").read_text(), re.MULTILINE))
+    keys = {key for section in job.values() if isinstance(section, dict) for key in section}
+    keys |= {key for key, value in job.items() if not isinstance(value, dict)}
+    assert not {key for key in keys if not re.search(rf"\b{key}\b", rows)}
+
+
 def test_the_readme_has_its_two_commands():
     blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     assert blocks[0].strip().endswith("denoizarr demo --out demo-out")
     assert blocks[1].strip().endswith("pytest -q")
     assert all(block.startswith("python3 -m venv ") for block in blocks[:2])
+
+
+def test_the_commands_and_the_code_of_the_guide_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    image = rng.normal(100, 4, (2, 320, 384))
+    y, x = np.mgrid[0:150, 0:150]
+    image[:, :150, :150] += 200 + 80 * np.sin(x / 5) * np.cos(y / 7)
+    denoizarr.save_image(image.round().astype(np.uint16), "stack.ome.zarr")
+    tifffile.imwrite("mask.tif", (image > 150).astype(np.uint8), metadata={"axes": "ZYX"})
+    guide = (ROOT / "docs/where-to-look.md").read_text()
+    blocks = re.findall(r"^```(bash|python)\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    names = {}
+    for language, block in blocks:
+        if language == "python":
+            exec(compile(block, "the guide", "exec"), names)  # noqa: S102  # our own document
+            continue
+        for line in block.splitlines():
+            program, *arguments = shlex.split(line)
+            assert program == "denoizarr"
+            done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+            assert done.exit_code == 0, f"{line}\n{done.output}"
+    assert len(blocks) >= 8
+    for picture in re.findall(r"\b\w+\.png\b", guide):
+        assert (tmp_path / picture).stat().st_size, picture
+    # What the guide says of them.
+    indices = {name: denoizarr.PatchIndex.open(f"{name}.zarr") for name in ("masked", "both", "background")}
+    assert indices["both"].n_patches < indices["masked"].n_cells
+    assert "threshold" not in indices["background"].settings
+    assert 0 < names["structure"].n_patches < names["structure"].n_cells

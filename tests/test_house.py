@@ -157,7 +157,7 @@ def test_the_checker_lets_good_modules_pass(tmp_path: Path) -> None:
         "kernels/unet.py": "import torch",
         "stores/a.py": "import zarr\nfrom denoizarr.geometry.boxes import Box",
         "pipeline/run.py": "from denoizarr.stores import a\nfrom denoizarr.report.page import write_report",
-        "cli.py": "import denoizarr",
+        "cli/jobs.py": "import denoizarr",
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(source)

@@ -21,7 +21,14 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "stores.describe": ("info",),
     "images.save": ("save_image",),
     "images.convert": ("convert",),
-    "selection.filters": ("MaxPatchFilter", "MeanStdPatchFilter", "ShannonPatchFilter"),
+    "selection.filters": ("MaskPatchFilter", "MaxPatchFilter", "MeanStdPatchFilter", "ShannonPatchFilter"),
+    "selection.regions_of_interest": (
+        "Criterion",
+        "Quantile",
+        "RegionOfInterest",
+        "find_roi_patches",
+        "plot_roi_patches",
+    ),
     "selection.index_builder": ("build_index",),
     "selection.patch_index": ("PatchIndex",),
     "training.patch_stream": ("PatchStream",),
@@ -105,11 +112,17 @@ if TYPE_CHECKING:
     from denoizarr.pipeline.plan import plan as plan
     from denoizarr.pipeline.run import run_pipeline as run_pipeline
     from denoizarr.report.page import write_report as write_report
+    from denoizarr.selection.filters import MaskPatchFilter as MaskPatchFilter
     from denoizarr.selection.filters import MaxPatchFilter as MaxPatchFilter
     from denoizarr.selection.filters import MeanStdPatchFilter as MeanStdPatchFilter
     from denoizarr.selection.filters import ShannonPatchFilter as ShannonPatchFilter
     from denoizarr.selection.index_builder import build_index as build_index
     from denoizarr.selection.patch_index import PatchIndex as PatchIndex
+    from denoizarr.selection.regions_of_interest import Criterion as Criterion
+    from denoizarr.selection.regions_of_interest import Quantile as Quantile
+    from denoizarr.selection.regions_of_interest import RegionOfInterest as RegionOfInterest
+    from denoizarr.selection.regions_of_interest import find_roi_patches as find_roi_patches
+    from denoizarr.selection.regions_of_interest import plot_roi_patches as plot_roi_patches
     from denoizarr.stores.describe import info as info
     from denoizarr.stores.images import open_image as open_image
     from denoizarr.training.denoiser import Denoiser as Denoiser

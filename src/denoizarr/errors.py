@@ -117,7 +117,7 @@ class OutputLocked(BadRequest):
 
 
 class MisalignedGrid(BadRequest):
-    """Blocks would share a chunk or shard; two writers of one unit lose data."""
+    """Two grids that must fit do not: blocks and write units, or a mask and its image."""
 
 
 class LedgerMismatch(BadRequest):

@@ -13,8 +13,9 @@ import yaml
 
 from denoizarr.images.save import save_image
 from denoizarr.selection.filters import ShannonPatchFilter
-from denoizarr.selection.index_builder import index_from_maps
-from denoizarr.selection.survey import survey
+from denoizarr.selection.image_scores import ScorePlaces, score_image
+from denoizarr.selection.index_builder import index_of
+from denoizarr.selection.index_settings import checked_settings
 from denoizarr.stores.images import as_image, open_image
 from denoizarr.stores.records import read_json, write_json
 from denoizarr.training.noise_kernel import NoiseKernel
@@ -95,22 +96,17 @@ def write_run(
             if wanted:
                 save_image(as_image(truth.astype(np.uint16), dims), result)
     images = [open_image(url) for url in inputs]
-    surveys = [
-        survey(
-            image,
-            patch_size=PATCH,
-            names=("shannon",) if patch_filter else (),
-            destination=str(run / "filter_map" / f"{name}.zarr" if several else run / "filter_map.zarr"),
-            progress=False,
-        )
-        for name, image in zip(names, images, strict=True)
-    ]
-    index = index_from_maps(
-        images,
-        [found.maps["shannon"] for found in surveys] if patch_filter else None,
-        PATCH,
-        patch_filter=ShannonPatchFilter() if patch_filter else None,
+    chosen = ShannonPatchFilter() if patch_filter else None
+    settings = checked_settings(
+        images, (PATCH, PATCH), patch_filter=chosen, mask=None, roi=None, filtered_patch_prob=0.1, seed=0
     )
+    scores = []
+    for name, image in zip(names, images, strict=True):
+        place = str(run / "filter_map" / f"{name}.zarr" if several else run / "filter_map.zarr")
+        kept = ScorePlaces(filter_map=place)
+        scores.append(score_image(image, settings, places=kept, statistics=True, progress=False))
+        shutil.rmtree(f"{place}.ledger")
+    index = index_of(scores, settings)
     for stage in stages:
         index.save(str(run / stage / "index.zarr"))
         (run / stage / "train.csv").write_text(LOG)
@@ -123,7 +119,7 @@ def write_run(
         "run_stage2": kernel is not None,
     }
     (run / "job.yaml").write_text(yaml.safe_dump(job))
-    write_json(run / "statistics.json", {"images": [found.statistics.to_json() for found in surveys]})
+    write_json(run / "statistics.json", {"images": [found.statistics.to_json() for found in scores]})
     write_json(
         run / "provenance.json", {"begun": "2026-01-02T03:04:05+00:00", "packages": {"denoizarr": "1.2.3"}}
     )

@@ -102,10 +102,10 @@ class Ledger:
         """Tell whether every batch of a step has its record."""
         return all(locations.is_file(self._key(step, batch)) for batch in range(n_batches))
 
-    def forget(self) -> None:
-        """Delete all records: what they vouch for is gone. The claim stays."""
+    def forget(self, ending: str = "") -> None:
+        """Delete the records of steps whose names end so: what they vouch for is gone. The claim stays."""
         for name in locations.list_names(self.url):
-            if not locations.is_file(locations.join(self.url, name)):
+            if name.endswith(ending) and not locations.is_file(locations.join(self.url, name)):
                 locations.delete_prefix(locations.join(self.url, name))
 
     def put(self, step: str, batch: int, record: dict[str, Any]) -> None:

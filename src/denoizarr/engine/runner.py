@@ -107,6 +107,7 @@ def run_step(
     threads: int = 1,
     progress: bool = True,
     label: str | None = None,
+    sink: Callable[[Record], None] | None = None,
 ) -> list[Record]:
     """Run every batch that the ledger does not hold yet.
 
@@ -121,6 +122,8 @@ def run_step(
     progress : bool
     label : str, optional
         Shown instead of the step's name.
+    sink : callable, optional
+        Gets every new record as it arrives, and may take out of it what must not be kept. Without a ledger.
 
     Returns
     -------
@@ -156,8 +159,10 @@ def run_step(
             for batch, outcome in _waves(executor, step, ledger, todo, in_flight):
                 if isinstance(outcome, BaseException):
                     failures[batch] = outcome
-                    _LOG.error("%s: batch %d failed: %s", step.name, batch, outcome)
+                    _LOG.error("%s: batch %d failed: %s", label or step.name, batch, outcome)
                 else:
+                    if sink is not None:
+                        sink(outcome)
                     records[batch] = outcome
                 bar.advance()
     if failures:

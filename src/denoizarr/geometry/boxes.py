@@ -60,6 +60,12 @@ class Box:
         stop = tuple(max(min(b, n), a) for a, b, n in zip(start, self.stop, shape, strict=True))
         return Box(start, stop)
 
+    def intersection(self, other: Box) -> Box:
+        """Return the voxels that both boxes have; an axis without any ends where it starts."""
+        start = tuple(max(a, c) for a, c in zip(self.start, other.start, strict=True))
+        stop = tuple(max(min(b, d), a) for a, b, d in zip(start, self.stop, other.stop, strict=True))
+        return Box(start, stop)
+
     def shift(self, offset: Sequence[int]) -> Box:
         """Return the box moved by ``offset`` voxels."""
         return Box(

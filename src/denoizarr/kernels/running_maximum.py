@@ -19,29 +19,47 @@ from numpy.typing import NDArray
 from .compiled import compiled
 
 Plane = NDArray[Any]
+Volume = NDArray[Any]
 
 
 @compiled
-def max_regions(keys: Plane, patch_y: int, patch_x: int, needed: NDArray[np.int64], regions: Plane) -> None:
-    """Fill ``regions`` (keys): van Herk's running maximum, whose blocks are the cells, then a selection."""
-    width = keys.shape[1]
-    for i in range(regions.shape[0]):
-        y0, y1 = i * patch_y, min((i + 2) * patch_y, keys.shape[0])
-        strip = keys[y0:y1]
-        ahead, behind = _scan_cells(strip, patch_y)
-        rows = np.empty_like(strip)
-        for y in range(y1 - y0):
-            _window_maximum(ahead, behind, y, 0, patch_y, y1 - y0, rows[y])
-        # Turned, so that the second axis is scanned along contiguous memory as well.
-        turned = np.empty((width, y1 - y0), keys.dtype)
-        _transpose(rows, turned)
-        ahead, behind = _scan_cells(turned, patch_x)
-        for j in range(regions.shape[1]):
-            x0, x1 = j * patch_x, min((j + 2) * patch_x, width)
-            window = np.empty((x1 - x0, y1 - y0), keys.dtype)
-            for x in range(x1 - x0):
-                _window_maximum(ahead, behind, x, x0, patch_x, x1 - x0, window[x])
-            regions[i, j] = _largest_reached(window.ravel(), needed[i, j])
+def fill_maxima(
+    keys: Volume, patch_z: int, patch_y: int, patch_x: int, needed: NDArray[np.int64], regions: Volume
+) -> None:
+    """Fill ``regions`` with keys: the running maximum axis after axis, then a selection in every region."""
+    width = keys.shape[2]
+    for k in range(regions.shape[0]):
+        z0, z1 = k * patch_z, min((k + 2) * patch_z, keys.shape[0])
+        for i in range(regions.shape[1]):
+            y0, y1 = i * patch_y, min((i + 2) * patch_y, keys.shape[1])
+            # All that the regions of one row along x share is done once for the row.
+            depth, height = z1 - z0, y1 - y0
+            strip = np.ascontiguousarray(keys[z0:z1, y0:y1])
+            if depth > 1:
+                strip = _running(strip.reshape(depth, height * width), patch_z).reshape(strip.shape)
+            rows = np.empty((depth * height, width), keys.dtype)
+            for z in range(depth):
+                rows[z * height : (z + 1) * height] = _running(strip[z], patch_y)
+            # Turned, so that the last axis is scanned along contiguous memory as well.
+            turned = np.empty((width, depth * height), keys.dtype)
+            _transpose(rows, turned)
+            ahead, behind = _scan_cells(turned, patch_x)
+            for j in range(regions.shape[2]):
+                x0, x1 = j * patch_x, min((j + 2) * patch_x, width)
+                window = np.empty((x1 - x0, depth * height), keys.dtype)
+                for x in range(x1 - x0):
+                    _window_maximum(ahead, behind, x, x0, patch_x, x1 - x0, window[x])
+                regions[k, i, j] = _largest_reached(window.ravel(), needed[k, i, j])
+
+
+@compiled
+def _running(array: Plane, patch: int) -> Plane:
+    """Return the running maximum along axis 0, cropped at the array's ends."""
+    ahead, behind = _scan_cells(array, patch)
+    result = np.empty_like(array)
+    for i in range(array.shape[0]):
+        _window_maximum(ahead, behind, i, 0, patch, array.shape[0], result[i])
+    return result
 
 
 @compiled

@@ -187,27 +187,63 @@ def moments_of(values: NDArray[Any]) -> Moments:
         keys = ordered_key(values)
         histogram = _count_keys(np.ascontiguousarray(keys).reshape(-1), 0)
         return _from_histogram(dtype, histogram)
-    finite = values
-    if values.dtype.kind == "f":
-        mask = np.isfinite(values)
-        finite = values if mask.all() else values[mask]
-    if finite.size == 0:
-        return Moments(dtype, 0, values.size, inf, -inf, 0.0, 0.0, np.zeros(N_BINS, np.int64))
-    mean = float(finite.mean(dtype=np.float64))
-    deviations = finite.astype(np.float64).reshape(-1) - mean
-    # The mean itself is rounded; its remainder would enter the scatter squared, so it is taken out.
-    remainder = float(deviations.sum()) / finite.size
-    scatter = max(float(np.dot(deviations, deviations)) - finite.size * remainder**2, 0.0)
-    return Moments(
-        dtype,
-        finite.size,
-        values.size - finite.size,
-        float(finite.min()),
-        float(finite.max()),
-        mean,
-        scatter,
-        _count_keys(_float_keys(finite), 16),
+    flat = np.ascontiguousarray(values).reshape(-1)
+    wide = flat.astype(np.float32) if values.dtype.kind == "f" and values.dtype.itemsize == 2 else flat
+    histogram = np.zeros(N_BINS, np.int64)
+    count, low, high, mean, scatter = _float_pass(
+        wide.astype(wide.dtype.newbyteorder("="), copy=False), histogram
     )
+    return Moments(dtype, int(count), values.size - int(count), low, high, mean, scatter, histogram)
+
+
+@compiled
+def _float_pass(values: NDArray[Any], histogram: NDArray[np.int64]) -> tuple[int, float, float, float, float]:
+    """Count, smallest, largest, mean and scatter of the finite values; fill in the histogram of their keys.
+
+    In pieces that stay in the first-level cache, merged pairwise with what came before (Chan et al. 1979).
+    """
+    piece = 2048
+    finite = np.empty(piece, np.float64)
+    narrow = np.empty(piece, np.float32)
+    bits = narrow.view(np.uint32)
+    limit = np.float64(np.finfo(np.float32).max)
+    count, low, high, mean, scatter = 0, np.inf, -np.inf, 0.0, 0.0
+    for first in range(0, values.size, piece):
+        n = 0
+        for i in range(first, min(first + piece, values.size)):
+            value = np.float64(values[i])
+            # A NaN or an infinity stays where the next value overwrites it.
+            finite[n] = value
+            n += np.isfinite(value)
+        total = 0.0
+        for i in range(n):
+            low = min(low, finite[i])
+            high = max(high, finite[i])
+            total += finite[i] - finite[0]
+        if n == 0:
+            continue
+        here = finite[0] + total / n
+        squares, remainder = 0.0, 0.0
+        for i in range(n):
+            deviation = finite[i] - here
+            squares += deviation * deviation
+            # The mean is rounded; what is left of it would enter the scatter squared.
+            remainder += deviation
+            # Beyond float32's range a float64 would become infinite and leave the histogram's order.
+            narrow[i] = np.float32(min(max(finite[i], -limit), limit)) + np.float32(0.0)
+        here += remainder / n
+        squares = max(squares - remainder * (remainder / n), 0.0)
+        for i in range(n):
+            key = bits[i]
+            # Negative zero is zero: the sum above has made it so.
+            key = ~key if key >> np.uint32(31) else key | np.uint32(0x80000000)
+            histogram[key >> np.uint32(16)] += 1
+        difference = here - mean
+        whole = count + n
+        scatter += squares + difference * difference * (count * (n / whole))
+        mean += difference * (n / whole)
+        count = whole
+    return count, low, high, mean, scatter
 
 
 def _float_keys(finite: NDArray[Any]) -> NDArray[np.uint32]:

@@ -14,6 +14,7 @@ from denoizarr.errors import ConfigError, ImageNotFound
 from denoizarr.stores import locations
 
 Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Section(BaseModel):
@@ -56,19 +57,33 @@ class OutputSettings(_Section):
 class PatchFilterSettings(_Section):
     """Which cells count as background and how often they are drawn all the same."""
 
-    name: Literal["shannon", "max", "mean_std", "none"] = "shannon"
+    name: Literal["shannon", "max", "mean_std", "mask", "none"] = "shannon"
     threshold: Literal["auto"] | float = "auto"
     std_threshold: float | None = None
-    filtered_patch_prob: Annotated[float, Field(ge=0, le=1)] = 0.1
+    filtered_patch_prob: Fraction = 0.1
     ref_channel: Annotated[int, Field(ge=0)] = 0
-    coverage: Annotated[float, Field(gt=0, le=1)] | None = None
+    coverage: Fraction | None = None
+    mask: str | tuple[str, ...] | None = None
+    mask_coverage: Fraction | None = None
+    mask_missing: Literal["error", "fill"] = "error"
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """The masks, one per image."""
+        return (self.mask,) if isinstance(self.mask, str) else self.mask or ()
 
     @model_validator(mode="after")
     def _settings_of_their_filter(self) -> PatchFilterSettings:
         if self.std_threshold is not None and self.name != "mean_std":
             raise ValueError("std_threshold belongs to the filter mean_std")
         if self.coverage is not None and self.name != "max":
-            raise ValueError("coverage belongs to the filter max")
+            raise ValueError("coverage belongs to the filter max; that of a mask is mask_coverage")
+        if self.name in ("mask", "none") and self.threshold != "auto":
+            raise ValueError("threshold belongs to a filter with scores: shannon, max, mean_std")
+        if self.name == "mask" and self.mask is None:
+            raise ValueError("the filter mask needs mask: a path or a list of them")
+        if self.mask is None and (self.mask_coverage is not None or self.mask_missing != "error"):
+            raise ValueError("mask_coverage and mask_missing need mask: a path or a list of them")
         return self
 
 
@@ -87,10 +102,32 @@ class StageSettings(_Section):
     seed: Annotated[int, Field(ge=0)] = 0
     precision: Literal["float32", "bfloat16"] = "float32"
 
+    @field_validator("patch_size", mode="before")
+    @classmethod
+    def _planar(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and len(value) == 3:
+            raise ValueError("3D patches are not trained on in this version: one int, or y and x")
+        return value
+
+    use_roi: bool = False
+    select_background: bool = True
+    roi_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    scale_factor: Annotated[float, Field(gt=0, le=1)] = 0.25
+    roi_sigma: Annotated[float, Field(ge=0)] = 300.0
+    roi_equalize: Literal["global", "adaptive", "none"] = "global"
+    roi_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    roi_background: Literal["dark", "bright"] = "dark"
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """The patch as (y, x)."""
+        return (self.patch_size, self.patch_size) if isinstance(self.patch_size, int) else self.patch_size
+
 
 class Stage2Settings(StageSettings):
     """How stage 2 is trained, and where its blind-spot kernel comes from."""
 
+    select_background: bool = False
     mask_source: Literal["auto", "stage1", "extractor", "file"] = "auto"
     mask_file_path: str | None = None
 
@@ -205,8 +242,15 @@ class JobConfig(_Section):
             None if self.input.urls is None else tuple(_absolute(u, base) for u in self.input.urls)
         )
         mask = self.stage2.mask_file_path
+        masks = self.patch_filter.mask
+        absolute = (
+            _absolute(masks, base)
+            if isinstance(masks, str)
+            else masks and tuple(_absolute(m, base) for m in masks)
+        )
         return self.model_copy(
             update={
+                "patch_filter": self.patch_filter.model_copy(update={"mask": absolute}),
                 "input": InputSettings(**given),
                 "output": self.output.model_copy(update={"url": _absolute(self.output.url, base)}),
                 "stage2": self.stage2.model_copy(
@@ -248,7 +292,9 @@ def _as_config_error(error: ValidationError, where: str) -> ConfigError:
     dotted = ".".join(place) or "the job"
     if finding["type"] == "extra_forbidden":
         known = _keys_at(place[:-1])
-        near = difflib.get_close_matches(place[-1], known, 1, cutoff=0.5) or _near_elsewhere(place[-1])
+        exact = [] if place[-1] not in _keys_anywhere() else _near_elsewhere(place[-1])
+        near = exact or difflib.get_close_matches(place[-1], known, 1, cutoff=0.5)
+        near = near or _near_elsewhere(place[-1])
         return ConfigError(
             f"unknown key {dotted!r}",
             where=where,
@@ -280,6 +326,10 @@ def _section_at(place: Sequence[str]) -> type[BaseModel] | None:
 def _keys_at(place: Sequence[str]) -> list[str]:
     section = _section_at(place)
     return [] if section is None else list(section.model_fields)
+
+
+def _keys_anywhere() -> set[str]:
+    return {key for section in JobConfig.model_fields for key in _keys_at([section])}
 
 
 def _near_elsewhere(name: str) -> list[str]:

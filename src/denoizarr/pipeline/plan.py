@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from denoizarr.inference.predict import unique_names
 from denoizarr.inference.prediction import Prediction, plan_prediction
 from denoizarr.kernels.blindspot import check_blind_spot, largest_percentage
 from denoizarr.kernels.unet import NetworkShape, build_network
+from denoizarr.selection.index_settings import IndexSettings
 from denoizarr.stores import locations
 from denoizarr.stores.images import as_images, reader_of
 from denoizarr.training.denoiser import Denoiser, Normalisation
@@ -25,6 +27,7 @@ from denoizarr.training.noise_kernel import NoiseKernel
 from denoizarr.training.options import TrainingOptions
 
 from .config import JobConfig, StageSettings
+from .where_to_look import settings_of
 
 # The standard network (depth 2, 32 features) on one CPU core: voxels predicted, patch voxels trained.
 _PREDICTED_PER_SECOND = 0.44e6
@@ -79,6 +82,8 @@ class CheckedJob:
         None for a stage that does not run.
     kernel : NoiseKernel or None
         From ``stage2.mask_file_path``.
+    looks : dict
+        By stage that runs, what its index is built from.
     predictions : tuple of Prediction
         One per image, for a network of the last stage's shape.
     """
@@ -89,6 +94,7 @@ class CheckedJob:
     stage1: TrainingOptions | None
     stage2: TrainingOptions | None
     kernel: NoiseKernel | None
+    looks: dict[str, IndexSettings]
     predictions: tuple[Prediction, ...]
 
 
@@ -148,9 +154,13 @@ def check_job(job: JobConfig) -> CheckedJob:
     names = unique_names(images)
     stage1 = options_of(job.stage1) if job.run_stage1 else None
     stage2 = options_of(job.stage2) if job.run_stage2 else None
-    for label, options in (("stage1", stage1), ("stage2", stage2)):
+    looks = {}
+    for label, options, settings in (("stage1", stage1, job.stage1), ("stage2", stage2, job.stage2)):
         if options is not None:
             _check_patch(images, options, label)
+            looks[label] = settings_of(job, images, settings)
+            for mask in looks[label].masks:
+                check_apart(job.output.url, mask.urls)
     kernel = None
     if stage2 is not None and job.stage2.mask_file_path is not None:
         kernel = NoiseKernel.load(job.stage2.mask_file_path)
@@ -160,7 +170,7 @@ def check_job(job: JobConfig) -> CheckedJob:
         plan_prediction(network, image, destination_of(job, names, name), **output_options(job))
         for image, name in zip(images, names, strict=True)
     )
-    checked = CheckedJob(job, images, names, stage1, stage2, kernel, predictions)
+    checked = CheckedJob(job, images, names, stage1, stage2, kernel, looks, predictions)
     _check_run_folder(checked)
     return checked
 
@@ -175,7 +185,9 @@ def stage2_percentage(options: TrainingOptions, kernel: NoiseKernel) -> float:
 
 def identity_of(checked: CheckedJob) -> dict[str, Any]:
     """Return what makes a job this one: settings and inputs, not who does the work."""
-    return {"job": checked.job.identity(), "inputs": reader_identities(checked.images)}
+    look = next(iter(checked.looks.values()))
+    masks = {"masks": [mask.identity for mask in look.masks]} if look.masks else {}
+    return {"job": checked.job.identity(), "inputs": reader_identities(checked.images), **masks}
 
 
 def ledger_of(job: JobConfig) -> str:
@@ -194,7 +206,7 @@ def _check_run_folder(checked: CheckedJob) -> None:
 
 def options_of(settings: StageSettings) -> TrainingOptions:
     """Return a stage's settings as the trainer takes them."""
-    fields = settings.model_dump(exclude={"mask_source", "mask_file_path"})
+    fields = settings.model_dump(include={field.name for field in dataclass_fields(TrainingOptions)})
     return TrainingOptions(**fields)
 
 

@@ -32,13 +32,11 @@ from denoizarr.images.output import is_complete
 from denoizarr.inference.predict import predict
 from denoizarr.inference.prediction import parse_bytes
 from denoizarr.report.page import write_report
-from denoizarr.selection.filters import MaxPatchFilter, MeanStdPatchFilter, ShannonPatchFilter
+from denoizarr.selection.image_scores import ImageScores, score_image
 from denoizarr.selection.image_statistics import ImageStatistics
-from denoizarr.selection.index_builder import index_from_maps
+from denoizarr.selection.index_builder import index_of
 from denoizarr.selection.patch_index import PatchIndex
-from denoizarr.selection.survey import Survey, survey
 from denoizarr.stores import locations, records
-from denoizarr.stores.images import reader_of
 from denoizarr.training.denoiser import Denoiser, Normalisation
 from denoizarr.training.noise_kernel import NoiseKernel, extract_noise_kernel
 from denoizarr.training.options import TrainingOptions
@@ -56,6 +54,7 @@ from .plan import (
     reader_identities,
     stage2_percentage,
 )
+from .where_to_look import places_of
 
 _LOG = logging.getLogger(__name__)
 _PACKAGES = ("denoizarr", "torch", "zarr", "dask", "distributed", "numpy", "numba", "obstore")
@@ -70,6 +69,7 @@ class _Run:
     client_of: Callable[[], Any]
     warnings: list[str] = field(default_factory=list)
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    scores: dict[str, list[ImageScores]] = field(default_factory=dict)
 
     @property
     def job(self) -> JobConfig:
@@ -134,15 +134,14 @@ def run_pipeline(config: JobConfig | Mapping[str, Any] | str | Path, *, progress
 
 
 def _run_steps(run: _Run) -> RunSummary:
-    surveys = _survey_images(run)
-    normalisation = _normalisation(surveys)
-    stage1 = _stage1(run, surveys, normalisation)
+    normalisation = _normalisation(run, _scores_of(run, next(iter(run.checked.looks))))
+    stage1 = _stage1(run, normalisation)
     kernel = _noise_kernel(run, stage1)
-    stage2 = _stage2(run, surveys, normalisation, kernel)
+    stage2 = _stage2(run, normalisation, kernel)
     final = stage2 or stage1
     if final is None:  # stage 2 alone, and nothing structured was found: a single-pixel blind spot is stage 1
         assert run.checked.stage2 is not None, "a job has a stage"
-        final = _train(run, "stage2", run.checked.stage2, surveys, normalisation, None)
+        final = _train(run, "stage2", run.checked.stage2, normalisation, None)
     return _infer(run, stage1 if stage2 is not None else None, final)
 
 
@@ -187,108 +186,63 @@ def _provenance(checked: CheckedJob) -> dict[str, Any]:
 # ---- statistics, maps, index
 
 
-def _survey_images(
-    run: _Run, patch_size: tuple[int, int] | None = None, label: str = "filter_map"
-) -> list[Survey]:
-    """Score every image once, for statistics and filter maps at one patch size."""
-    job = run.job
-    options = run.checked.stage1 or run.checked.stage2
-    assert options is not None, "a job has a stage"
-    size = patch_size or options.patch_shape
-    names = () if job.patch_filter.name == "none" else (job.patch_filter.name,)
-    surveys = []
-    with run.step(
-        "statistics and filter maps" if label == "filter_map" else f"filter maps for {size[0]} x {size[1]}"
-    ):
-        for image, name in zip(run.checked.images, run.checked.names, strict=True):
-            where = (
-                run.path(f"{label}.zarr") if len(run.checked.names) == 1 else run.path(label, f"{name}.zarr")
+def _scores_of(run: _Run, stage: str) -> list[ImageScores]:
+    """Measure every image for the index of a stage; what the first stage has measured is not done again."""
+    if stage in run.scores:
+        return run.scores[stage]
+    job, checked, settings = run.job, run.checked, run.checked.looks[stage]
+    first = next(iter(checked.looks.values()))
+    with run.step(f"where to look for {stage}"):
+        run.scores[stage] = [
+            score_image(
+                image,
+                settings,
+                number,
+                places=places_of(job, checked.names, name, settings, first),
+                statistics=True,
+                client=run.client_of() if job.cluster.kind == "address" else None,
+                threads=usable_cores(),
+                progress=run.progress,
             )
-            surveys.append(
-                survey(
-                    image,
-                    patch_size=size,
-                    names=names,
-                    coverage=job.patch_filter.coverage,
-                    destination=where,
-                    ledger=Ledger.claim(
-                        f"{where}.ledger",
-                        {
-                            "kind": "survey",
-                            "input": reader_of(image).identity,
-                            "patch_size": list(size),
-                            "names": list(names),
-                            "coverage": job.patch_filter.coverage,
-                        },
-                    ),
-                    client=run.client_of() if job.cluster.kind == "address" else None,
-                    threads=usable_cores(),
-                    progress=run.progress,
-                )
-            )
-    if label == "filter_map":
-        found = [
-            {"name": n, **s.statistics.to_json()} for n, s in zip(run.checked.names, surveys, strict=True)
+            for number, (image, name) in enumerate(zip(checked.images, checked.names, strict=True))
         ]
-        records.write_json(run.path("statistics.json"), {"images": found})
-    return surveys
+    return run.scores[stage]
 
 
-def _normalisation(surveys: list[Survey]) -> Normalisation:
-    merged = ImageStatistics.merged([s.statistics for s in surveys])
+def _normalisation(run: _Run, scores: list[ImageScores]) -> Normalisation:
+    """Return mean and standard deviation of all images together, and write their statistics down."""
+    statistics = [s.statistics for s in scores if s.statistics is not None]
+    named = zip(run.checked.names, statistics, strict=True)
+    records.write_json(
+        run.path("statistics.json"), {"images": [{"name": n, **s.to_json()} for n, s in named]}
+    )
+    merged = ImageStatistics.merged(statistics)
     return Normalisation(tuple(c.mean for c in merged.channels), tuple(c.std for c in merged.channels))
 
 
-def _index(run: _Run, stage: str, options: TrainingOptions, surveys: list[Survey]) -> PatchIndex:
-    """Return the stage's index, from the survey's maps, saved in the run folder."""
+def _index(run: _Run, stage: str) -> PatchIndex:
+    """Return the stage's index, saved in the run folder."""
     url = run.path(stage, "index.zarr")
+    scores = _scores_of(run, stage)
     with run.step(f"index of {stage}") as entry:
-        settings = run.job.patch_filter
-        maps = None if settings.name == "none" else [s.maps[settings.name] for s in surveys]
-        index = index_from_maps(
-            list(run.checked.images),
-            maps,
-            options.patch_shape,
-            patch_filter=_filter_of(run.job),
-            filtered_patch_prob=settings.filtered_patch_prob,
-        )
+        index = index_of(scores, run.checked.looks[stage])
         index.save(url)
         entry["note"] = index.summary()
     return index
 
 
-def _filter_of(job: JobConfig) -> MaxPatchFilter | MeanStdPatchFilter | ShannonPatchFilter | None:
-    settings = job.patch_filter
-    threshold = None if settings.threshold == "auto" else float(settings.threshold)
-    channel = settings.ref_channel
-    if settings.name == "shannon":
-        return ShannonPatchFilter(threshold=threshold, ref_channel=channel)
-    if settings.name == "max":
-        coverage = {} if settings.coverage is None else {"coverage": settings.coverage}
-        return MaxPatchFilter(threshold=threshold, ref_channel=channel, **coverage)
-    if settings.name == "mean_std":
-        return MeanStdPatchFilter(
-            mean_threshold=threshold, std_threshold=settings.std_threshold, ref_channel=channel
-        )
-    return None
-
-
 # ---- training
 
 
-def _stage1(run: _Run, surveys: list[Survey], normalisation: Normalisation) -> Denoiser | None:
+def _stage1(run: _Run, normalisation: Normalisation) -> Denoiser | None:
     options = run.checked.stage1
-    return None if options is None else _train(run, "stage1", options, surveys, normalisation, None)
+    return None if options is None else _train(run, "stage1", options, normalisation, None)
 
 
-def _stage2(
-    run: _Run, surveys: list[Survey], normalisation: Normalisation, kernel: NoiseKernel | None
-) -> Denoiser | None:
+def _stage2(run: _Run, normalisation: Normalisation, kernel: NoiseKernel | None) -> Denoiser | None:
     options = run.checked.stage2
     if options is None or kernel is None or kernel.is_single_pixel:
         return None
-    if run.checked.stage1 is not None and options.patch_shape != run.checked.stage1.patch_shape:
-        surveys = _survey_images(run, options.patch_shape, "filter_map_stage2")
     percentage = stage2_percentage(options, kernel)
     if percentage < options.mask_percentage:
         run.warnings.append(
@@ -296,14 +250,13 @@ def _stage2(
             f"the kernel has {int(kernel.mask.sum())} pixels, and more would hide over half of a patch."
         )
         options = replace(options, mask_percentage=percentage)
-    return _train(run, "stage2", options, surveys, normalisation, kernel)
+    return _train(run, "stage2", options, normalisation, kernel)
 
 
 def _train(
     run: _Run,
     stage: str,
     options: TrainingOptions,
-    surveys: list[Survey],
     normalisation: Normalisation,
     kernel: NoiseKernel | None,
 ) -> Denoiser:
@@ -311,7 +264,7 @@ def _train(
     if locations.exists(url):
         with run.step(f"training of {stage}", done=True):
             return Denoiser.load(url)
-    index = _index(run, stage, options, surveys)
+    index = _index(run, stage)
     with run.step(f"training of {stage}") as entry:
         denoiser = train(
             list(run.checked.images),

@@ -10,6 +10,7 @@ import numpy as np
 
 from denoizarr.errors import BadRequest
 from denoizarr.selection.patch_index import PatchIndex
+from denoizarr.selection.region_arrays import open_cells
 from denoizarr.stores import locations
 
 from .planes import Planes
@@ -111,6 +112,25 @@ def filter_plane(run: RunFolder, index: PatchIndex, planes: Planes) -> FilterPla
     )
 
 
+def how_chosen(settings: Mapping[str, Any]) -> list[str]:
+    """Return a sentence each for the mask and the regions of interest that an index was made with."""
+    sentences = []
+    mask, roi = settings.get("mask"), settings.get("roi")
+    if isinstance(mask, Mapping):
+        sentences.append(
+            f"A precomputed mask decided too: a cell counts as background where less than "
+            f"{100 * float(mask.get('coverage') or 0):.3g} % of its regions lie in the mask."
+        )
+    if isinstance(roi, Mapping):
+        what = "background" if roi.get("select_background") else "structure"
+        off = " The patch filter was off, since background was wanted." if what == "background" else ""
+        sentences.append(
+            f"Patches were drawn in regions of interest alone: windows of {what}, by a threshold of "
+            f"{roi.get('threshold')} on their equalised mean.{off}"
+        )
+    return sentences
+
+
 def _map_url(run: RunFolder) -> str:
     """Return where the first image's scores lie."""
     images = run.summary.get("images")
@@ -131,28 +151,19 @@ def _threshold(settings: Mapping[str, Any]) -> float | None:
 
 
 def _scores(url: str, name: str, planes: Planes, patch: tuple[int, int]) -> np.ndarray[Any, Any] | None:
-    """Read the survey's scores over what is shown; of a score of several statistics, the first (the mean)."""
+    """Read the cells' scores over what is shown; of a score of several values, the first (the mean)."""
     if not locations.exists(url):
         return None
-    arrays = dict(locations.open_group(url, "r").arrays())
-    # The max score at another coverage than the usual one is stored as "max-0.5".
-    name = next((key for key in arrays if key == name or key.startswith(f"{name}-")), name)
-    if name not in arrays:
-        raise BadRequest(
-            "no such score in the filter map", where=url, got=name, expected=", ".join(arrays) or "any"
-        )
-    array = arrays[name]
-    named: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("dims")
-    if named is None:
-        named = planes.dims if array.ndim == len(planes.dims) else ("statistic", *planes.dims)
-    rows, columns = _shown(planes, patch)
-    index: list[int] = [
-        planes.position.get(str(dim), 0) if size > 1 else 0
-        for dim, size in zip(named[:-2], array.shape[:-2], strict=True)
+    cells = open_cells(url, name)
+    if cells is None:
+        raise BadRequest("no such score in the filter map", where=url, got=name)
+    index = [
+        planes.position.get(dim, 0) if size > 1 else 0
+        for dim, size in zip(cells.dims[:-2], cells.shape[:-2], strict=True)
     ]
-    place: list[int | slice] = [*index, rows, columns]
     with locations.translated(url):
-        return np.asarray(array[tuple(place)], dtype=np.float64)
+        found = cells[(*(slice(i, i + 1) for i in index), *_shown(planes, patch))]
+    return found.reshape(found.shape[-2:])
 
 
 def _shown(planes: Planes, patch: tuple[int, int]) -> tuple[slice, slice]:

@@ -21,7 +21,7 @@ from denoizarr.selection.patch_index import PatchIndex
 
 from .findings import Findings
 from .narrative import kernel_sentence, residual_sentence
-from .patch_planes import filter_plane, origins_near
+from .patch_planes import filter_plane, how_chosen, origins_near
 from .planes import Planes
 from .run_folder import RunFolder
 
@@ -101,7 +101,7 @@ def _patches(run: RunFolder, findings: Findings | None) -> Section:
     if stage is None or stage.index is None:
         reasons = [text for key, text in run.missing.items() if key.endswith(".index")]
         return Section("patches", title, absent=tuple(reasons or ["The run left no patch index."]))
-    paragraphs = [f"{stage.title}. {stage.index.summary()}"]
+    paragraphs = [f"{stage.title}. {stage.index.summary()}", *how_chosen(stage.index.settings)]
     if findings is None:
         return Section(
             "patches", title, tuple(paragraphs), absent=("The input could not be read for pictures.",)
@@ -116,7 +116,11 @@ def _patches(run: RunFolder, findings: Findings | None) -> Section:
     if scored is not None:
         pictures.append(scored)
     elif not absent:
-        absent.append("No patch filter was used: every place of the image had the same chance.")
+        absent.append(
+            "There is no map of scores to show: no patch filter decided."
+            if len(paragraphs) > 1
+            else "No patch filter was used: every place of the image had the same chance."
+        )
     return Section("patches", title, tuple(paragraphs), tuple(pictures), tuple(dict.fromkeys(absent)))
 
 
@@ -135,11 +139,11 @@ def _filter_picture(run: RunFolder, index: PatchIndex, planes: Planes) -> Pictur
         return None
     figure = filter_map_figure(
         planes.raw,
-        scores.values,
+        {scores.label: scores.values},
         scores.keep,
-        threshold=scores.threshold,
-        label=scores.label,
+        thresholds={} if scores.threshold is None else {scores.label: scores.threshold},
         cell_shape=scores.cell_shape,
+        title="Where the filter looks",
     )
     return _picture(
         "filter_map", figure, "The image, the score of each cell, the cells kept, and a histogram of scores."

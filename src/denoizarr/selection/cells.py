@@ -1,9 +1,9 @@
-"""The grid of cells over an image, and the boxes of it that one task scores."""
+"""The grid of cells over an image, and the regions of it that scores are computed over."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isqrt, lcm, prod
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,44 +12,42 @@ import xarray as xr
 from denoizarr.errors import BadRequest
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import Grid
+from denoizarr.kernels.regions import region_counts
 
 PatchSize: TypeAlias = "int | tuple[int, ...] | list[int]"
+Patch: TypeAlias = tuple[int, ...]
 
-# A plane up to this size is scored whole: no halo is read twice.
-_BLOCK_BYTES = 64 * 2**20
-# Several small planes share a task up to this size, so that there still are tasks enough for every core.
-_GROUP_BYTES = 16 * 2**20
+# The entropy's integer sums hold regions up to here; a cell of 2**23 voxels is 2896 x 2896 or 203 cubed.
+_LARGEST_CELL = 1 << 23
 
 
-def patch_pair(patch_size: PatchSize) -> tuple[int, int]:
-    """Return ``patch_size`` as (y, x).
+def patch_extents(patch_size: PatchSize) -> Patch:
+    """Return ``patch_size`` as (y, x), or (z, y, x) for a triple.
 
     Raises
     ------
     BadRequest
-        For a triple (3D patches are not in this version), and for sizes below 2.
+        For anything else, y or x below 2, z below 1, and cells of over 2**23 voxels.
     """
-    sizes = (patch_size, patch_size) if isinstance(patch_size, int | np.integer) else tuple(patch_size)
-    if len(sizes) == 3:
-        raise BadRequest(
-            "3D patches are not supported in this version",
-            where="patch_size",
-            got=sizes,
-            expected="one int or a pair (y, x), applied plane by plane",
-        )
-    if len(sizes) != 2 or any(int(s) != s or s < 2 for s in sizes):
+    sizes: tuple[Any, ...] = (
+        tuple(patch_size) if isinstance(patch_size, list | tuple) else (patch_size, patch_size)
+    )
+    whole = len(sizes) in (2, 3) and all(
+        isinstance(s, int | np.integer | float) and int(s) == s for s in sizes
+    )
+    if not whole or min(sizes[-2:]) < 2 or sizes[0] < 1 or prod(sizes) > _LARGEST_CELL:
         raise BadRequest(
             "not a patch size",
             where="patch_size",
             got=patch_size,
-            expected="an int or a pair (y, x), at least 2",
+            expected="an int or a pair (y, x), at least 2, or a triple (z, y, x), of at most 2**23 voxels",
         )
-    return int(sizes[0]), int(sizes[1])
+    return tuple(int(s) for s in sizes)
 
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """The cells of one image: one patch large in y and x, one voxel in the other dims.
+    """The cells of one image: one patch large along the patch's own dims, one voxel along the others.
 
     Attributes
     ----------
@@ -57,23 +55,57 @@ class Cells:
         Of the image, in the order t, c, z, y, x.
     shape : tuple of int
         Of the image, in voxels.
-    patch : (y, x)
-        In voxels.
+    patch : (y, x) or (z, y, x)
+        In voxels; its dims are the last ones of the image.
     """
 
     dims: tuple[str, ...]
     shape: tuple[int, ...]
-    patch: tuple[int, int]
+    patch: Patch
+
+    @classmethod
+    def of_image(cls, image: xr.DataArray, patch: Patch) -> Cells:
+        """Return the cells of an image.
+
+        Raises
+        ------
+        BadRequest
+            The patch has a z and the image has none.
+        """
+        dims = tuple(str(d) for d in image.dims)
+        if len(patch) == 3 and "z" not in dims:
+            raise BadRequest(
+                "3D patches need an image with z",
+                where=str(image.name or "image"),
+                got=f"patch {patch}, dims {dims}",
+                expected="a pair (y, x)",
+            )
+        return cls(dims, tuple(int(n) for n in image.shape), patch)
+
+    @property
+    def n_lead(self) -> int:
+        """Number of dims that the patch does not have; they come first."""
+        return len(self.dims) - len(self.patch)
 
     @property
     def step(self) -> tuple[int, ...]:
         """Extent of a cell along every dim, in voxels."""
-        return (1,) * (len(self.dims) - 2) + self.patch
+        return (1,) * self.n_lead + self.patch
+
+    @property
+    def volume_patch(self) -> tuple[int, int, int]:
+        """The patch as (z, y, x); one along z where it has none."""
+        return ((1,) * (3 - len(self.patch)) + self.patch)[0:3]  # type: ignore[return-value]
 
     @property
     def counts(self) -> tuple[int, ...]:
         """Number of cells along every dim."""
         return Grid(self.shape, self.step).counts
+
+    @property
+    def region_counts(self) -> tuple[int, ...]:
+        """Number of regions along every dim: as many as voxels along the leading ones."""
+        return self.counts[: self.n_lead] + region_counts(self.counts[self.n_lead :])
 
     def voxels_of(self, cells: Box) -> Box:
         """Return the voxels of a box of cells, cropped at the image's far end."""
@@ -81,9 +113,24 @@ class Cells:
         stop = tuple(min(b * s, n) for b, s, n in zip(cells.stop, self.step, self.shape, strict=True))
         return Box(start, stop)
 
-    def with_halo(self, voxels: Box) -> Box:
-        """Return ``voxels`` with one more cell on every side in the plane: all that their regions reach."""
-        return voxels.grow((0,) * (len(self.dims) - 2) + self.patch).clip(self.shape)
+    def voxels_of_regions(self, regions: Box) -> Box:
+        """Return the voxels of a box of regions: one more cell than regions along the patch's dims."""
+        more = (0,) * self.n_lead + (1,) * len(self.patch)
+        return self.voxels_of(
+            Box(regions.start, tuple(b + m for b, m in zip(regions.stop, more, strict=True)))
+        )
+
+    def own_voxels_of_regions(self, regions: Box) -> Box:
+        """Return the voxels that belong to these regions and, of all boxes in a grid, to these alone.
+
+        Those of the first cell of each region; of the last region of an axis, those of its second as well.
+        """
+        reached = self.voxels_of_regions(regions)
+        stop = tuple(
+            whole if b == n else b * s
+            for b, n, s, whole in zip(regions.stop, self.region_counts, self.step, reached.stop, strict=True)
+        )
+        return Box(reached.start, stop)
 
     def coordinates(self, image: xr.DataArray) -> dict[str, Any]:
         """Return the coordinates of the cell centres, in the image's physical units."""
@@ -100,30 +147,3 @@ class Cells:
                 attrs["spacing"] = attrs["spacing"] * step
             found[dim] = xr.Variable((dim,), positions, attrs)
         return found
-
-    def blocks(self, chunks: tuple[int, ...], itemsize: int) -> Grid:
-        """Return the grid, in cells, of the boxes that one task scores.
-
-        Whole planes, several where they are small; a plane above 64 MiB is cut into boxes of about that
-        size, along the chunks where a box can be a whole number of them. A box spans whole chunks along
-        t, c and z, so that no chunk is decoded for one plane at a time.
-        """
-        lead = [min(c, n) for c, n in zip(chunks[:-2], self.shape[:-2], strict=True)]
-        height, width = self.shape[-2:]
-        plane_voxels = max(_BLOCK_BYTES // itemsize // prod(lead), self.patch[0] * self.patch[1])
-        if height * width <= plane_voxels:
-            for axis in reversed(range(len(lead))):
-                fits = _GROUP_BYTES // itemsize // (prod(lead) * height * width)
-                lead[axis] = min(lead[axis] * max(fits, 1), self.shape[axis])
-            return Grid(self.counts, (*lead, *self.counts[-2:]))
-        side = isqrt(plane_voxels)
-        units = [_unit(c, p, side) for c, p in zip(chunks[-2:], self.patch, strict=True)]
-        columns = min(max(side // units[1], 1) * units[1] // self.patch[1], self.counts[-1])
-        rows = max(plane_voxels // (columns * self.patch[1]) // units[0], 1) * units[0] // self.patch[0]
-        return Grid(self.counts, (*lead, min(rows, self.counts[-2]), columns))
-
-
-def _unit(chunk: int, patch: int, side: int) -> int:
-    """Return the smallest extent of whole chunks and whole cells, or of whole cells if that is too long."""
-    both = lcm(chunk, patch)
-    return both if both <= side else patch

@@ -1,8 +1,10 @@
-"""Filter maps as lazy arrays: one Dask task per large box of cells."""
+"""Filter maps as lazy arrays: one Dask task per large block of regions, which reads its voxels itself."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+from uuid import uuid4
 
 import dask
 import dask.array as da
@@ -13,51 +15,55 @@ from numpy.typing import NDArray
 from denoizarr.errors import BadRequest
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import Grid
+from denoizarr.kernels.regions import cells_from_regions
 from denoizarr.stores.images import ImageLike, as_image, reader_of
 from denoizarr.stores.records import digest
 from denoizarr.stores.sources import ImageReader
 
-from .cells import Cells, PatchSize, patch_pair
-from .percentiles import added, bounds_of, coarse_counts, fine_counts, locate
-from .scores import Bounds, Score
+from .cells import Cells, PatchSize, patch_extents
+from .percentiles import Counts, Located, added, bounds_of, coarse_counts, fine_counts, locate
+from .scores import Bounds, Score, check_finite
+from .sweeps import Sweep, plan_sweep
 
-UNITS = {"max": "intensity", "mean_std": "intensity", "shannon": "bit"}
+UNITS = {"max": "intensity", "mean_std": "intensity", "shannon": "bit", "mask": "1"}
 
 
 def lazy_map(
-    image: ImageLike, patch_size: PatchSize, score: Score, *, ref_channel: int | None = None
+    image: ImageLike,
+    patch_size: PatchSize,
+    score: Score,
+    *,
+    ref_channel: int | None = None,
+    reader: ImageReader | None = None,
 ) -> xr.DataArray:
     """Return the map of one score over an image, computed when it is asked for.
 
     Parameters
     ----------
     image : URL, path, zarr.Array, DataArray, Dask or numpy array
-    patch_size : int or (y, x)
+    patch_size : int, (y, x) or (z, y, x)
     score : Score
     ref_channel : int, optional
         Score this channel only; the map then has no c.
+    reader : ImageReader, optional
+        Reads the voxels in place of the image's own: those of a mask, aligned with the image.
 
     Returns
     -------
-    float32 DataArray, one value per cell
+    float64 DataArray, one value per cell
         Dims t, c, z, y, x (those that the image has), after "statistic" for mean_std; coordinates at the cell
         centres, in the image's units.
     """
     opened = one_channel(as_image(image), ref_channel)
-    reader = reader_of(opened)
-    cells = Cells(
-        tuple(str(d) for d in opened.dims), tuple(int(n) for n in opened.shape), patch_pair(patch_size)
+    voxels = reader_of(opened) if reader is None else reader
+    cells = Cells.of_image(opened, patch_extents(patch_size))
+    from_graph = reader is None and voxels.of_graph
+    sweep = plan_sweep(cells, voxels.chunks, voxels.dtype.itemsize, swept=not from_graph)
+    regions = (
+        _graph_regions(opened.data, sweep, score) if from_graph else _stored_regions(voxels, sweep, score)
     )
-    grid = cells.blocks(reader.chunks, reader.dtype.itemsize)
-    array = (
-        _stored_map(reader, cells, grid, score)
-        if reader.source is not None
-        else _graph_map(opened.data, cells, grid, score)
-    )
-    attrs = {"coverage": score.coverage} if score.name == "max" else {}
-    if ref_channel is not None:
-        attrs["ref_channel"] = ref_channel
-    return labelled(array, opened, cells, score, attrs)
+    attrs = {} if ref_channel is None else {"ref_channel": ref_channel}
+    return labelled(_cells_of_regions(regions, cells, len(score.leading)), opened, cells, score, attrs)
 
 
 def one_channel(image: xr.DataArray, ref_channel: int | None) -> xr.DataArray:
@@ -89,37 +95,41 @@ def labelled(
         "filter": score.name,
         "patch_size": list(cells.patch),
         "units": UNITS[score.name],
+        **({"coverage": score.coverage_for(cells)} if score.name == "max" else {}),
         **(attrs or {}),
     }
     return xr.DataArray(array, dims=dims, coords=coords, name=score.name, attrs=described)
 
 
-def _core_chunks(cells: Cells, grid: Grid) -> tuple[tuple[int, ...], ...]:
-    """Return the map's Dask chunks: the cells of every block along every dim."""
+def _chunks_of(grid: Grid) -> tuple[tuple[int, ...], ...]:
+    """Return a grid as Dask chunks."""
     return tuple(
         tuple(min(step, n - a) for a in range(0, n, step))
-        for n, step in zip(cells.counts, grid.step, strict=True)
+        for n, step in zip(grid.shape, grid.step, strict=True)
     )
 
 
-def _stored_map(reader: ImageReader, cells: Cells, grid: Grid, score: Score) -> da.Array:
+def _stored_regions(reader: ImageReader, sweep: Sweep, score: Score) -> da.Array:
     """One task per block, which reads its voxels itself, on whatever machine it runs."""
+    cells, grid = sweep.cells, sweep.grid
     bounds = None
     if score.needs_bounds(reader.dtype):
-        bounds = _lazy_bounds(
-            [dask.delayed(_read)(reader, cells, grid.box(i)) for i in range(len(grid))], cells, grid
-        )
+        coarse = [dask.delayed(_coarse_block)(reader, sweep, i) for i in range(len(grid))]
+        located = dask.delayed(locate)(_tree(coarse))
+        fine = [dask.delayed(_fine_block)(reader, sweep, i, located) for i in range(len(grid))]
+        bounds = dask.delayed(bounds_of)(located, _tree(fine))
     lead = tuple((n,) for n in score.leading)
-    name = f"filter-map-{digest([reader.identity, list(cells.patch), score.name, score.coverage])}"
+    # Of an image that only this process has, the identity may be a digest of all its voxels.
+    key = [reader.identity, list(cells.patch), score.name, score.coverage] if reader.source else uuid4().hex
+    name = f"filter-map-{digest(key)}"
     array: da.Array = da.map_blocks(
         _score_stored,
-        chunks=lead + _core_chunks(cells, grid),
-        dtype=np.float32,
-        meta=np.empty((0,) * (len(lead) + len(cells.dims)), np.float32),
+        chunks=lead + _chunks_of(grid),
+        dtype=np.float64,
+        meta=np.empty((0,) * (len(lead) + len(cells.dims))),
         name=name,
         reader=reader,
-        cells=cells,
-        grid=grid,
+        sweep=sweep,
         score=score,
         bounds=bounds,
     )
@@ -127,57 +137,70 @@ def _stored_map(reader: ImageReader, cells: Cells, grid: Grid, score: Score) -> 
 
 
 def _score_stored(
-    *,
-    reader: ImageReader,
-    cells: Cells,
-    grid: Grid,
-    score: Score,
-    bounds: Bounds | None,
-    block_info: Any = None,
-) -> NDArray[np.float32]:
+    *, reader: ImageReader, sweep: Sweep, score: Score, bounds: Bounds | None, block_info: Any = None
+) -> NDArray[np.float64]:
     location = block_info[None]["chunk-location"][len(score.leading) :]
-    core = grid.box(grid.number(location))
-    return score.of_box(cells, core, reader.read(cells.with_halo(cells.voxels_of(core))), bounds)
+    block = sweep.grid.box(sweep.grid.number(location))
+    result = np.empty(score.leading + block.shape)
+    for slab in sweep.slabs(reader, block):
+        check_finite(sweep.cells, slab.box, slab.read)
+        if slab.regions.size:
+            place = (slice(None),) * len(score.leading) + slab.regions.relative_to(block.start).slices
+            result[place] = score.of_regions(sweep.cells, slab.regions, slab.voxels, bounds)
+    return result
 
 
-def _read(reader: ImageReader, cells: Cells, core: Box) -> NDArray[Any]:
-    return reader.read(cells.voxels_of(core))
+def _coarse_block(reader: ImageReader, sweep: Sweep, block: int) -> dict[int, Counts]:
+    return added(coarse_counts(sweep.cells, box, voxels) for box, voxels in own_voxels(reader, sweep, block))
 
 
-def _graph_map(image: da.Array, cells: Cells, grid: Grid, score: Score) -> da.Array:
+def _fine_block(reader: ImageReader, sweep: Sweep, block: int, located: Located) -> dict[int, Counts]:
+    return added(
+        fine_counts(sweep.cells, box, voxels, located) for box, voxels in own_voxels(reader, sweep, block)
+    )
+
+
+def own_voxels(reader: ImageReader, sweep: Sweep, block: int) -> Any:
+    """Read the voxels that belong to a block and to no other, slab by slab: yield (box, voxels)."""
+    own = sweep.cells.own_voxels_of_regions(sweep.grid.box(block))
+    for box in sweep.pieces(reader, own):
+        voxels = reader.read(box)
+        check_finite(sweep.cells, box, voxels)
+        yield box, voxels
+
+
+def _graph_regions(image: da.Array, sweep: Sweep, score: Score) -> da.Array:
     """Do the same for an image that only its own graph gives: every task depends on a slice of it."""
-    whole = [cells.voxels_of(core) for core in grid]
+    cells, grid = sweep.cells, sweep.grid
     bounds = None
     if score.needs_bounds(image.dtype):
-        bounds = _lazy_bounds([dask.delayed(_as_array)(image[box.slices]) for box in whole], cells, grid)
-    boxes = np.empty(grid.counts, object)
+        bounds = _graph_bounds(image, sweep)
+    parts = np.empty(grid.counts, object)
     task = dask.delayed(_score_voxels)
-    for number, box in enumerate(whole):
-        core = grid.box(number)
-        part = task(image[cells.with_halo(box).slices], cells, core, score, bounds)
-        boxes[grid.index(number)] = da.from_delayed(part, score.leading + core.shape, np.float32)
+    for number, block in enumerate(grid):
+        part = task(image[cells.voxels_of_regions(block).slices], cells, block, score, bounds)
+        parts[grid.index(number)] = da.from_delayed(part, score.leading + block.shape, np.float64)
     # da.block nests over the last axes; the leading axis of mean_std is in one piece.
-    array: da.Array = da.block(boxes.tolist())
+    array: da.Array = da.block(parts.tolist())
     return array
 
 
-def _as_array(voxels: Any) -> NDArray[Any]:
-    return np.asarray(voxels)
-
-
 def _score_voxels(
-    voxels: Any, cells: Cells, core: Box, score: Score, bounds: Bounds | None
-) -> NDArray[np.float32]:
-    return score.of_box(cells, core, np.asarray(voxels), bounds)
+    voxels: Any, cells: Cells, regions: Box, score: Score, bounds: Bounds | None
+) -> NDArray[np.float64]:
+    array = np.asarray(voxels)
+    check_finite(cells, cells.voxels_of_regions(regions), array)
+    return score.of_regions(cells, regions, array, bounds)
 
 
-def _lazy_bounds(parts: list[Any], cells: Cells, grid: Grid) -> Any:
+def _graph_bounds(image: da.Array, sweep: Sweep) -> Any:
     """Return, delayed, the exact 0.1 and 99.9 percentiles of each channel: two passes over the blocks."""
-    boxes = [cells.voxels_of(core) for core in grid]
-    coarse = [dask.delayed(coarse_counts)(cells, box, part) for box, part in zip(boxes, parts, strict=True)]
+    boxes = [sweep.cells.own_voxels_of_regions(block) for block in sweep.grid]
+    parts = [dask.delayed(np.asarray)(image[box.slices]) for box in boxes]
+    coarse = [dask.delayed(coarse_counts)(sweep.cells, b, part) for b, part in zip(boxes, parts, strict=True)]
     located = dask.delayed(locate)(_tree(coarse))
     fine = [
-        dask.delayed(fine_counts)(cells, box, part, located) for box, part in zip(boxes, parts, strict=True)
+        dask.delayed(fine_counts)(sweep.cells, b, part, located) for b, part in zip(boxes, parts, strict=True)
     ]
     return dask.delayed(bounds_of)(located, _tree(fine))
 
@@ -189,27 +212,73 @@ def _tree(parts: list[Any], width: int = 16) -> Any:
     return parts[0]
 
 
+def _cells_of_regions(regions: da.Array, cells: Cells, n_leading: int) -> da.Array:
+    """Return the cells of an array of regions: a block needs the last regions of the block before it."""
+    first = n_leading + cells.n_lead
+    counts = cells.counts[cells.n_lead :]
+    depth = {
+        axis: (1, 0) if axis >= first and regions.numblocks[axis] > 1 else (0, 0)
+        for axis in range(regions.ndim)
+    }
+    chunks = tuple(
+        (*c[:-1], c[-1] + 1) if axis >= first and counts[axis - first] > 1 else c
+        for axis, c in enumerate(regions.chunks)
+    )
+    overlapping = da.overlap.overlap(regions, depth=depth, boundary="none")
+    array: da.Array = overlapping.map_blocks(
+        _cells_of_block,
+        counts=counts,
+        first=first,
+        chunks=chunks,
+        dtype=np.float64,
+        meta=np.empty((0,) * regions.ndim),
+    )
+    return array
+
+
+def _cells_of_block(
+    regions: NDArray[np.float64], counts: tuple[int, ...], first: int, block_info: Any = None
+) -> NDArray[np.float64]:
+    location = block_info[None]["chunk-location"][first:]
+    wanted = block_info[None]["chunk-shape"][first:]
+    covered = cells_from_regions(
+        regions, tuple(n + 1 if c > 1 else 1 for n, c in zip(regions.shape[first:], counts, strict=True))
+    )
+    # The cell before the block's first, which only its neighbour knows whole.
+    start = tuple(1 if place > 0 else 0 for place in location)
+    index = tuple(slice(a, a + n) for a, n in zip(start, wanted, strict=True))
+    return covered[(slice(None),) * first + index]
+
+
+def pieces_of(filter_map: xr.DataArray) -> Iterator[NDArray[np.float64]]:
+    """Yield the values of a map a chunk at a time: a map may be a gigabyte, its copies need not be."""
+    if not isinstance(filter_map.data, da.Array):
+        yield np.asarray(filter_map.data, np.float64)
+        return
+    for index in np.ndindex(filter_map.data.numblocks):
+        yield np.asarray(filter_map.data.blocks[index].compute(), np.float64)
+
+
 def expanded(filter_map: xr.DataArray, image: ImageLike) -> xr.DataArray:
     """Return the map at the image's size: every voxel has its cell's value. Lazy."""
     opened = as_image(image)
-    cells = _cells_of(filter_map, opened)
+    cells = cells_of(filter_map, opened)
     array = filter_map.data if isinstance(filter_map.data, da.Array) else da.from_array(filter_map.values)
-    for dim, patch in zip(("y", "x"), cells.patch, strict=True):
+    patched = cells.dims[-len(cells.patch) :]
+    for dim, patch in zip(patched, cells.patch, strict=True):
         axis = filter_map.get_axis_num(dim)
         array = da.repeat(array, patch, axis=axis)
         index = [slice(None)] * array.ndim
         index[axis] = slice(0, opened.sizes[dim])
         array = array[tuple(index)]
-    coords = {
-        d: filter_map.coords[d] for d in filter_map.dims if d not in ("y", "x") and d in filter_map.coords
-    }
-    coords |= {d: opened.coords[d] for d in ("y", "x") if d in opened.coords}
+    coords = {d: filter_map.coords[d] for d in filter_map.dims if d not in patched and d in filter_map.coords}
+    coords |= {d: opened.coords[d] for d in patched if d in opened.coords}
     return xr.DataArray(
         array, dims=filter_map.dims, coords=coords, name=filter_map.name, attrs=dict(filter_map.attrs)
     )
 
 
-def _cells_of(filter_map: xr.DataArray, image: xr.DataArray) -> Cells:
+def cells_of(filter_map: xr.DataArray, image: xr.DataArray) -> Cells:
     """Return the cells of a map over an image.
 
     Raises
@@ -221,7 +290,7 @@ def _cells_of(filter_map: xr.DataArray, image: xr.DataArray) -> Cells:
         raise BadRequest(
             "not a filter map", got="no attribute patch_size", remedy="make it with X.filter_map"
         )
-    patch = patch_pair(filter_map.attrs["patch_size"])
+    patch = patch_extents(filter_map.attrs["patch_size"])
     dims = tuple(str(d) for d in image.dims if d in filter_map.dims)
     cells = Cells(dims, tuple(image.sizes[d] for d in dims), patch)
     found = tuple(filter_map.sizes[d] for d in dims)

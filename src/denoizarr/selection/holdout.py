@@ -8,6 +8,9 @@ no farther. Cells that touch a held-out cell, corners included, are therefore gi
     t t g v v g t      t  training: its patches reach into g at most
     t t g v v g t
     t t g g g g t
+
+With 3D patches the picture is that of the two longest axes, and what it holds out goes through the whole of
+the third.
 """
 
 from __future__ import annotations
@@ -20,7 +23,10 @@ from numpy.typing import NDArray
 
 from denoizarr.geometry.grids import Grid
 
+from .cells import Patch
+
 Mask = NDArray[np.bool_]
+Classes = NDArray[np.uint8]
 # Held-out cells and their guard together never take more than this share of the weight.
 _LARGEST_LOSS = 0.5
 # Whole planes need no guard, and are held out where the fraction is at least two of them; also where the
@@ -32,10 +38,10 @@ _SPLIT_TAG = 0x5A11D
 
 
 def hold_out(
-    classes: Sequence[NDArray[np.uint8]],
+    classes: Sequence[Classes],
     table: NDArray[np.float32],
     shapes: Sequence[tuple[int, ...]],
-    patch: tuple[int, int],
+    patch: Patch,
     fraction: float,
     seed: int,
 ) -> tuple[list[Mask], list[Mask]]:
@@ -46,9 +52,9 @@ def hold_out(
     classes, table
         Of the index: class of every cell, weight of every class.
     shapes : sequence of tuple of int
-        Extent of each image, in voxels; a short last cell is never held out, since a patch on it reaches
-        back over its neighbour.
-    patch : (y, x)
+        Extent of each image, in voxels; in the plane of the tiles a short last cell is never held out, since
+        a patch on it reaches back over its neighbour.
+    patch : (y, x) or (z, y, x)
     fraction : float
     seed : int
 
@@ -59,7 +65,42 @@ def hold_out(
         False where no choice leaves half of the weight to training.
     """
     total = sum(_weight_of(c, table) for c in classes)
-    n_planes = sum(int(np.prod(c.shape[:-2])) for c in classes)
+    through = _axis_through(classes, patch)
+    if through is not None:
+        turned = [np.moveaxis(c, through, -1) for c in classes]
+        extents = [_moved(s, through) for s in shapes]
+        plane = tuple(p for a, p in enumerate(patch) if a - len(patch) != through)
+        held, guard = _hold_out(turned, table, extents, (plane[0], plane[1]), fraction, seed, total)
+        back = ([np.moveaxis(m, -1, through) for m in masks] for masks in (held, guard))
+        return next(back), next(back)
+    single = [c[..., np.newaxis] for c in classes]
+    held, guard = _hold_out(single, table, shapes, (patch[0], patch[1]), fraction, seed, total)
+    return [m[..., 0] for m in held], [m[..., 0] for m in guard]
+
+
+def _axis_through(classes: Sequence[Classes], patch: Patch) -> int | None:
+    """Return the axis of the shortest grid of cells, -3 to -1, of 3D patches; None for those in a plane."""
+    if len(patch) == 2:
+        return None
+    largest = [max(c.shape[axis] for c in classes) for axis in (-3, -2, -1)]
+    return int(np.argmin(largest)) - 3
+
+
+def _moved(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return tuple(n for a, n in enumerate(shape) if a - len(shape) != axis)
+
+
+def _hold_out(
+    classes: Sequence[Classes],
+    table: NDArray[np.float32],
+    shapes: Sequence[tuple[int, ...]],
+    patch: tuple[int, int],
+    fraction: float,
+    seed: int,
+    total: float,
+) -> tuple[list[Mask], list[Mask]]:
+    """Do it for cells (..., rows, columns, through), whose last axis is held out as a whole."""
+    n_planes = sum(int(np.prod(c.shape[:-3])) for c in classes)
     target = int(sum(c.size for c in classes) * fraction)
     by_plane = fraction * n_planes >= _FEWEST_HELD_PLANES
     tiles = [
@@ -105,13 +146,16 @@ def _by_weight(weights: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
     return candidates[np.argsort(-keys, kind="stable")]
 
 
-def _weight_of(classes: NDArray[np.uint8], table: NDArray[np.float32], mask: Mask | None = None) -> float:
+def _weight_of(classes: Classes, table: NDArray[np.float32], mask: Mask | None = None) -> float:
     chosen = classes if mask is None else classes[mask]
     return float(np.bincount(chosen.reshape(-1), minlength=table.size) @ table.astype(np.float64))
 
 
 class _Tiles:
-    """Squares of whole cells on every plane of one image, or its whole planes."""
+    """Squares of whole cells on every plane of one image, or its whole planes.
+
+    ``counts`` has one axis more than ``shape``: the one that a tile goes through.
+    """
 
     def __init__(
         self,
@@ -122,46 +166,47 @@ class _Tiles:
         whole_planes: bool,
     ) -> None:
         self.counts, self.whole_planes = counts, whole_planes
-        self.n_planes = int(np.prod(counts[:-2]))
+        self.n_planes = int(np.prod(counts[:-3]))
         full = [shape[axis] // patch[axis] for axis in (-2, -1)]  # without a short last cell
         self.full = (full[0], full[1])
-        smallest = min(counts[-2:])
+        smallest = min(counts[-3:-1])
         # Large tiles lose less to their guard; a small plane, or a small share of it, has no room for them.
         side = max(min(_LARGEST_TILE, smallest // 3, isqrt(target)), 1) if smallest >= 4 else 0
         self.step = self.full if whole_planes else (side, side)
 
-    def weights(self, classes: NDArray[np.uint8], table: NDArray[np.float32]) -> NDArray[np.float64]:
+    def weights(self, classes: Classes, table: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the weight of every tile: (planes, tiles y, tiles x)."""
         if self.step == (0, 0):
             return np.zeros(0)
         grid = Grid(self.full, self.step)
-        planes = classes.reshape(self.n_planes, *self.counts[-2:])[:, : self.full[0], : self.full[1]]
+        planes = classes.reshape(self.n_planes, *self.counts[-3:])[:, : self.full[0], : self.full[1]]
         result = np.empty((self.n_planes, *grid.counts))
         starts = [np.arange(0, n, s) for n, s in zip(grid.shape, grid.step, strict=True)]
         for number, plane in enumerate(planes):
-            rows = np.add.reduceat(table[plane].astype(np.float64), starts[0], axis=0)
+            columns = table[plane].sum(axis=-1, dtype=np.float64)
+            rows = np.add.reduceat(columns, starts[0], axis=0)
             result[number] = np.add.reduceat(rows, starts[1], axis=1)
         return result
 
     def cells(self, taken: Mask) -> Mask:
         """Return the cells of the taken tiles."""
-        held = np.zeros((self.n_planes, *self.counts[-2:]), bool)
+        held = np.zeros((self.n_planes, *self.counts[-3:]), bool)
         if taken.size:
             grid = Grid(self.full, self.step)
             tiles = taken.reshape(self.n_planes, *grid.counts)
             spread = np.repeat(np.repeat(tiles, grid.step[0], axis=1), grid.step[1], axis=2)
-            held[:, : self.full[0], : self.full[1]] = spread[:, : self.full[0], : self.full[1]]
+            held[:, : self.full[0], : self.full[1]] = spread[:, : self.full[0], : self.full[1], np.newaxis]
         return held.reshape(self.counts)
 
     def guarded(self, held: Mask) -> Mask:
         """Return the held-out cells and those that touch them; with whole planes, the whole of each plane."""
         if self.whole_planes:
-            any_held = np.asarray(held.any(axis=(-2, -1), keepdims=True))
+            any_held = np.asarray(held.any(axis=(-3, -2, -1), keepdims=True))
             return np.broadcast_to(any_held, held.shape).copy()
         grown = held.copy()
-        grown[..., 1:, :] |= held[..., :-1, :]
-        grown[..., :-1, :] |= held[..., 1:, :]
+        grown[..., 1:, :, :] |= held[..., :-1, :, :]
+        grown[..., :-1, :, :] |= held[..., 1:, :, :]
         wide = grown.copy()
-        wide[..., :, 1:] |= grown[..., :, :-1]
-        wide[..., :, :-1] |= grown[..., :, 1:]
+        wide[..., 1:, :] |= grown[..., :-1, :]
+        wide[..., :-1, :] |= grown[..., 1:, :]
         return wide

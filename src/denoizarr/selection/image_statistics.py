@@ -106,3 +106,8 @@ class ImageStatistics:
                 }
             )
         return {"version": 1, "channels": channels}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Self:
+        """Return what :meth:`to_json` wrote."""
+        return cls(tuple(ChannelStatistics(Moments.from_json(channel)) for channel in record["channels"]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,12 @@ from denoizarr.stores import locations
 from denoizarr.stores.ome_zarr import STATE
 
 from . import own_groups
+from .cell_classes import N_CLASSES, CellClasses, Classes, piece_shape
+from .image_statistics import ImageStatistics
 
 VERSION = 1
 _KEY = "denoizarr.index"
-_CHUNK_CELLS = 1 << 20
+_STATISTICS = "denoizarr.statistics"
 
 
 def write(url: str, fields: dict[str, Any]) -> None:
@@ -29,11 +33,8 @@ def write(url: str, fields: dict[str, Any]) -> None:
     OutputExists
         Something else lies at ``url``.
     """
-    if locations.exists(url) and locations.list_names(url):
-        if not _is_replaceable(url):
-            raise OutputExists(
-                "something else than a patch index lies here", where=url, remedy="choose another name"
-            )
+    check_replaceable(url)
+    if locations.exists(url):
         own_groups.delete(url)
     header = {
         "version": VERSION,
@@ -51,14 +52,30 @@ def write(url: str, fields: dict[str, Any]) -> None:
         array = group.create_array(
             str(number),
             shape=classes.shape,
-            chunks=_chunks(classes.shape),
+            chunks=piece_shape(classes.shape),
             dtype="uint8",
             compressors=[ZstdCodec(level=3), Crc32cCodec()],
             config={"write_empty_chunks": True},
             attributes={_KEY: "classes"},
         )
-        array[...] = classes
-    group.attrs.update({STATE: "complete"})
+        for box in Grid(classes.shape, tuple(array.chunks)):
+            array[box.slices] = classes[box.slices]
+    known = fields["statistics"]
+    counted = {} if known is None else {_STATISTICS: [s.to_json() for s in known]}
+    group.attrs.update({STATE: "complete", **counted})
+
+
+def check_replaceable(url: str) -> None:
+    """Refuse to write where something else than an index lies.
+
+    Raises
+    ------
+    OutputExists
+    """
+    if locations.exists(url) and locations.list_names(url) and not _is_replaceable(url):
+        raise OutputExists(
+            "something else than a patch index lies here", where=url, remedy="choose another name"
+        )
 
 
 def _is_replaceable(url: str) -> bool:
@@ -84,15 +101,6 @@ def _is_foreign(url: str, name: str) -> bool:
     return not isinstance(metadata, dict) or _KEY not in (metadata.get("attributes") or {})
 
 
-def _chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return chunks of about a million cells: whole planes first."""
-    chunks, room = [], _CHUNK_CELLS
-    for size in reversed(shape):
-        chunks.append(max(min(size, room), 1))
-        room //= chunks[-1]
-    return tuple(reversed(chunks))
-
-
 def read(url: str) -> dict[str, Any]:
     """Return the fields that :func:`write` stored.
 
@@ -116,7 +124,7 @@ def read(url: str) -> dict[str, Any]:
         )
     try:
         fields: dict[str, Any] = {
-            "patch_size": (int(header["patch_size"][0]), int(header["patch_size"][1])),
+            "patch_size": tuple(int(n) for n in header["patch_size"]),
             "dims": tuple(str(d) for d in header["dims"]),
             "shapes": [tuple(int(n) for n in shape) for shape in header["shapes"]],
             "table": np.array(header["table"], np.float32),
@@ -128,17 +136,35 @@ def read(url: str) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ModelError("a patch index with a damaged header", where=url, got=repr(error)) from error
     _check(url, fields)
+    fields["statistics"] = _statistics(group, url, len(fields["shapes"]))
     fields["classes"] = [_classes(group, url, number, fields) for number in range(len(fields["shapes"]))]
     return fields
+
+
+def _statistics(group: zarr.Group, url: str, n_images: int) -> list[ImageStatistics] | None:
+    found: Any = group.attrs.get(_STATISTICS)
+    if found is None:
+        return None
+    if not isinstance(found, list) or len(found) != n_images:
+        raise ModelError(
+            "statistics of other images", where=url, expected=f"those of {n_images}", remedy="build it again"
+        )
+    try:
+        return [ImageStatistics.from_json(image) for image in found]
+    except (KeyError, TypeError, ValueError, zlib.error) as error:
+        raise ModelError(
+            "damaged statistics of a patch index", where=url, got=repr(error), remedy="build it again"
+        ) from error
 
 
 def _check(url: str, fields: dict[str, Any]) -> None:
     table, dims, n = fields["table"], fields["dims"], len(fields["shapes"])
     checks = {
-        "patch_size": min(fields["patch_size"]) >= 2,
-        "dims": dims[-2:] == ("y", "x") and set(dims) <= {"t", "z", "y", "x"},
+        "patch_size": len(fields["patch_size"]) in (2, 3) and min(fields["patch_size"]) >= 1,
+        "dims": dims == tuple(d for d in "tzyx" if d in dims)
+        and ("z", "y", "x")[-len(fields["patch_size"]) :] == dims[-len(fields["patch_size"]) :],
         "shapes": n > 0 and all(len(s) == len(dims) and min(s) > 0 for s in fields["shapes"]),
-        "table": 0 < table.size <= 256 and bool(((table >= 0) & (table <= 1)).all()),
+        "table": 0 < table.size <= N_CLASSES and bool(((table >= 0) & (table <= 1)).all()),
         "images": len(fields["images"]) == n,
         "axes": len(fields["axes"]) == n,
     }
@@ -152,10 +178,8 @@ def _check(url: str, fields: dict[str, Any]) -> None:
             )
 
 
-def _classes(
-    group: zarr.Group, url: str, number: int, fields: dict[str, Any]
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    step = (1,) * (len(fields["dims"]) - 2) + fields["patch_size"]
+def _classes(group: zarr.Group, url: str, number: int, fields: dict[str, Any]) -> CellClasses:
+    step = (1,) * (len(fields["dims"]) - len(fields["patch_size"])) + fields["patch_size"]
     expected = Grid(fields["shapes"][number], step).counts
     with locations.translated(url):
         array = group.get(str(number))
@@ -167,11 +191,20 @@ def _classes(
                 remedy="build it again",
             )
         try:
-            classes = np.asarray(array[...], np.uint8)
+            classes = CellClasses.of_pieces(expected, _pieces(array, len(fields["table"]), f"{url}/{number}"))
         except (ValueError, RuntimeError) as error:
+            if isinstance(error, ModelError):
+                raise
             raise ModelError(
                 "a damaged patch index", where=f"{url}/{number}", got=str(error), remedy="build it again"
             ) from error
-    if classes.size and int(classes.max()) >= fields["table"].size:
-        raise ModelError("a class without a weight", where=f"{url}/{number}", got=int(classes.max()))
     return classes
+
+
+def _pieces(array: zarr.Array[Any], n_classes: int, where: str) -> Iterator[Classes]:
+    """Yield the stored classes in C order; not by the file's own chunks, which may be anything."""
+    for box in Grid(tuple(array.shape), piece_shape(tuple(array.shape))):
+        piece = np.asarray(array[box.slices], np.uint8)
+        if piece.size and int(piece.max()) >= n_classes:
+            raise ModelError("a class without a weight", where=where, got=int(piece.max()))
+        yield piece

@@ -1,6 +1,6 @@
 """The patch index: one small weight per cell, from which patches are drawn.
 
-A cell costs one byte: the number of its class; a table gives the weight of each class. Sums over runs of
+A cell costs two bits: the number of its class; a table gives the weight of each class. Sums over runs of
 4,096 cells make a weighted draw two short searches, so a terabyte image's index fits a laptop and draws at
 once.
 """
@@ -20,11 +20,12 @@ from denoizarr.errors import BadRequest, EmptyIndex
 from denoizarr.stores.images import ImageLike, as_images, reader_of
 
 from . import index_file
-from .cells import Cells
+from .cell_classes import N_CLASSES, OUTSIDE, CellClasses, Classes, piece_shape
+from .cells import Cells, Patch
 from .holdout import hold_out
-from .weighted import RUN, pieces_of, run_sums, weighted_choice
+from .image_statistics import ImageStatistics
+from .weighted import RUN, run_sums, weighted_choice
 
-Classes = NDArray[np.uint8]
 Origins = NDArray[np.int64]
 
 
@@ -35,42 +36,48 @@ class PatchIndex:
 
     Attributes
     ----------
-    patch_size : (y, x)
+    patch_size : (y, x) or (z, y, x)
         In voxels.
     dims : tuple of str
         Of an origin: those of t, z, y, x that the images have.
     shapes : list of tuple of int
         Extent of each image along ``dims``, in voxels.
-    classes : list of uint8 arrays
+    classes : list of CellClasses
         Class of every cell, one array per image, one axis per dim.
     table : float32 array
-        Weight of each class, in [0, 1].
+        Weight of each of at most four classes, in [0, 1].
     images : list of dict
         Identity of each image.
     axes : list of dict
         By image and dim: world coordinate of the first voxel, spacing, unit.
     settings : dict
-        The filter's name and thresholds, and ``filtered_patch_prob``.
+        Of filter, mask and region of interest, and ``filtered_patch_prob``.
     jitter : bool
         Whether a patch may begin up to half a patch off its cell; not in a validation index.
+    statistics : list of ImageStatistics, or None
+        Of each image, where the pass that scored it counted it too: training then reads it once less.
     """
 
     def __init__(
         self,
         *,
-        patch_size: tuple[int, int],
+        patch_size: Patch,
         dims: tuple[str, ...],
         shapes: Sequence[tuple[int, ...]],
-        classes: Sequence[Classes],
+        classes: Sequence[CellClasses | Classes],
         table: NDArray[np.float32],
         images: Sequence[dict[str, Any]],
         axes: Sequence[dict[str, Any]],
         settings: dict[str, Any],
         jitter: bool = True,
+        statistics: Sequence[ImageStatistics] | None = None,
     ) -> None:
         self.patch_size, self.dims, self.jitter = patch_size, dims, jitter
-        self.shapes, self.classes, self.table = list(shapes), list(classes), np.asarray(table, np.float32)
+        self.shapes, self.table = list(shapes), np.asarray(table, np.float32)
+        self.classes = [c if isinstance(c, CellClasses) else CellClasses.of(c) for c in classes]
+        assert self.table.size <= N_CLASSES, f"{self.table.size} classes do not fit into two bits"
         self.images, self.axes, self.settings = list(images), list(axes), dict(settings)
+        self.statistics = None if statistics is None else list(statistics)
         for shape, cells in zip(self.shapes, self.classes, strict=True):
             assert cells.shape == Cells(dims, shape, patch_size).counts, (
                 f"{cells.shape} cells for an image of {shape}"
@@ -80,7 +87,7 @@ class PatchIndex:
         self._run_sums = np.cumsum(np.concatenate(runs))
 
     def __repr__(self) -> str:
-        size = f"{self.patch_size[0]}x{self.patch_size[1]}"
+        size = "x".join(map(str, self.patch_size))
         return (
             f"PatchIndex({len(self.images)} images, {self.n_cells} cells of {size}, {self.n_patches} patches)"
         )
@@ -103,8 +110,11 @@ class PatchIndex:
     @property
     def n_background(self) -> int:
         """Number of cells with less than full weight."""
-        low = np.flatnonzero(self.table < 1)
-        return sum(int(np.isin(run, low).sum()) for cells in self.classes for run in pieces_of(cells))
+        return self._count(*np.flatnonzero(self.table < 1))
+
+    def _count(self, *numbers: int) -> int:
+        """Return how many cells are of these classes."""
+        return sum(int(np.isin(run, numbers).sum()) for cells in self.classes for run in cells.pieces())
 
     @property
     def weights(self) -> xr.DataArray | list[xr.DataArray]:
@@ -113,7 +123,10 @@ class PatchIndex:
         return arrays[0] if len(arrays) == 1 else arrays
 
     def _weights_of(self, number: int) -> xr.DataArray:
-        classes = da.from_array(self.classes[number])
+        # Dask slices it as any array-like; a chunk is about a million cells.
+        classes = da.from_array(
+            self.classes[number], chunks=piece_shape(self.classes[number].shape), fancy=False
+        )
         weights = classes.map_blocks(
             self.table.__getitem__, dtype=np.float32, meta=np.empty((0,) * classes.ndim, np.float32)
         )
@@ -137,10 +150,30 @@ class PatchIndex:
 
     def summary(self) -> str:
         """Return the log line that says what the filter did."""
+        outside = self._count(OUTSIDE) if "roi" in self.settings else 0
+        where = f" {outside} more lie outside the regions of interest." if outside else ""
         return (
-            f"Found {self.n_background} background regions. "
+            f"Found {self.n_background - outside} background regions.{where} "
             f"Number of patches has been reduced to {self.n_patches} from {self.n_cells}."
         )
+
+    @property
+    def plane_patch(self) -> tuple[int, int]:
+        """The patch as (y, x).
+
+        Raises
+        ------
+        BadRequest
+            It is 3D, which only the index knows what to do with.
+        """
+        if len(self.patch_size) == 3:
+            raise BadRequest(
+                "training on 3D patches is not in this version",
+                where="patch_size",
+                got=self.patch_size,
+                expected="an index of an int or a pair (y, x), applied plane by plane",
+            )
+        return self.patch_size[0], self.patch_size[1]
 
     def sample(self, n: int, seed: int = 0) -> Origins:
         """Draw patches: a cell by weight, then an origin uniform within half a patch of the cell's.
@@ -165,7 +198,7 @@ class PatchIndex:
             raise EmptyIndex("no cell of the index has a weight", remedy="lower the filter's threshold")
         generator = np.random.Generator(np.random.Philox(key=seed))
         position = generator.random(n) * self.total_weight
-        jitter = generator.random((n, 2))
+        jitter = generator.random((n, len(self.patch_size)))
         run = weighted_choice(np.diff(self._run_sums, prepend=0.0), position)
         before = np.concatenate([[0.0], self._run_sums])[run]
         image = np.searchsorted(self._first_run, run, side="right") - 1
@@ -176,7 +209,7 @@ class PatchIndex:
                 int(image[group[0]]),
                 (int(run[group[0]]) - self._first_run[image[group[0]]]) * RUN,
             )
-            weights = self.table[self.classes[number].reshape(-1)[first : first + RUN]]
+            weights = self.table[self.classes[number].run(first, min(first + RUN, self.classes[number].size))]
             flat[group] = first + weighted_choice(weights, position[group] - before[group])
         origins = np.empty((n, len(self.dims)), np.int64)
         for number in range(len(self.classes)):
@@ -193,14 +226,15 @@ class PatchIndex:
         number : int
             Of the image.
         cells : int64 array (n, dims)
-        uniform : float64 array (n, 2)
-            In [0, 1), for y and x: where in the range ``-P//2 .. P - P//2 - 1`` around the cell's own origin.
-            Neighbouring cells' ranges meet and do not overlap: equal weights, equally likely positions.
+        uniform : float64 array (n, axes of the patch)
+            In [0, 1), for each axis of the patch: where in the range ``-P//2 .. P - P//2 - 1`` around the
+            cell's own origin. Neighbouring cells' ranges meet and do not overlap: equal weights, equally
+            likely positions.
         """
         origins: Origins = cells * np.array(self.cells_of(number).step)
-        for axis, patch, column in ((-2, self.patch_size[0], 0), (-1, self.patch_size[1], 1)):
+        for axis, patch in zip(range(-len(self.patch_size), 0), self.patch_size, strict=True):
             if self.jitter:
-                origins[:, axis] += np.floor(uniform[:, column] * patch).astype(np.int64) - patch // 2
+                origins[:, axis] += np.floor(uniform[:, axis] * patch).astype(np.int64) - patch // 2
             np.clip(origins[:, axis], 0, self.shapes[number][axis] - patch, out=origins[:, axis])
         return origins
 
@@ -225,9 +259,10 @@ class PatchIndex:
             )
         table = np.append(self.table, np.float32(0)) if not (self.table == 0).any() else self.table
         zero = int(np.flatnonzero(table == 0)[0])
-        held, guard = hold_out(self.classes, table, self.shapes, self.patch_size, fraction, seed)
-        training = [np.where(g, np.uint8(zero), c) for g, c in zip(guard, self.classes, strict=True)]
-        validation = [np.where(h, c, np.uint8(zero)) for h, c in zip(held, self.classes, strict=True)]
+        whole = [np.asarray(c) for c in self.classes]
+        held, guard = hold_out(whole, table, self.shapes, self.patch_size, fraction, seed)
+        training = [np.where(g, np.uint8(zero), c) for g, c in zip(guard, whole, strict=True)]
+        validation = [np.where(h, c, np.uint8(zero)) for h, c in zip(held, whole, strict=True)]
         return self._with(training, table, self.jitter), self._with(validation, table, False)
 
     def _with(self, classes: Sequence[Classes], table: NDArray[np.float32], jitter: bool) -> PatchIndex:
@@ -241,6 +276,7 @@ class PatchIndex:
             axes=self.axes,
             settings=self.settings,
             jitter=jitter,
+            statistics=self.statistics,
         )
 
     def check_image(self, images: ImageLike | Sequence[ImageLike]) -> None:

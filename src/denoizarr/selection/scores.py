@@ -1,4 +1,4 @@
-"""The scores of one box of cells, from the voxels around it: what lazy maps and surveys compute."""
+"""The scores of one block of regions, from its voxels: what lazy maps and surveys compute."""
 
 from __future__ import annotations
 
@@ -11,33 +11,39 @@ from numpy.typing import NDArray
 
 from denoizarr.errors import BadRequest, NonFiniteData
 from denoizarr.geometry.boxes import Box
-from denoizarr.kernels.patch_scores import DEFAULT_COVERAGE, max_scores, mean_std_scores, shannon_scores
+from denoizarr.kernels.patch_scores import (
+    coverage_regions,
+    default_coverage,
+    max_regions,
+    mean_std_regions,
+    shannon_regions,
+)
 
 from .cells import Cells
 
-SCORE_NAMES = ("max", "mean_std", "shannon")
+SCORE_NAMES = ("max", "mean_std", "shannon", "mask")
 Bounds = dict[int, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One of the three scores, with its setting.
+    """One of the scores, with its setting.
 
     Attributes
     ----------
-    name : {"max", "mean_std", "shannon"}
-    coverage : float
-        Of the max score.
+    name : {"max", "mean_std", "shannon", "mask"}
+        "mask" is the fraction of a region that is not zero, of a mask in place of an image.
+    coverage : float or None
+        Of the max score; None is a quarter in 2D and an eighth in 3D.
     """
 
     name: str
-    coverage: float = DEFAULT_COVERAGE
+    coverage: float | None = None
 
     def __post_init__(self) -> None:
         if self.name not in SCORE_NAMES:
             raise BadRequest("unknown score", got=self.name, expected=" or ".join(SCORE_NAMES))
-        if not 0 <= self.coverage <= 1:
-            raise BadRequest("not a fraction", where="coverage", got=self.coverage, expected="0 to 1")
+        check_coverage(self.coverage)
 
     @property
     def leading(self) -> tuple[int, ...]:
@@ -48,57 +54,66 @@ class Score:
         """Tell whether the image's percentiles must be known first: the entropy of floats."""
         return self.name == "shannon" and dtype.kind == "f"
 
-    def of_box(
-        self, cells: Cells, core: Box, voxels: NDArray[Any], bounds: Bounds | None = None
-    ) -> NDArray[np.float32]:
-        """Return the scores of a box of cells.
+    def coverage_for(self, cells: Cells) -> float:
+        """Return the coverage of the max score for these cells."""
+        return default_coverage(len(cells.patch)) if self.coverage is None else self.coverage
+
+    def of_regions(
+        self, cells: Cells, regions: Box, voxels: NDArray[Any], bounds: Bounds | None = None
+    ) -> NDArray[np.float64]:
+        """Return the scores of a box of regions.
 
         Parameters
         ----------
         cells : Cells
-        core : Box
-            In cells.
+        regions : Box
         voxels : array
-            What ``cells.with_halo(cells.voxels_of(core))`` holds, in the image's dims.
+            What ``cells.voxels_of_regions(regions)`` holds, in the image's dims; finite.
         bounds : dict, optional
             Channel number to (low, high), for the entropy of floats.
 
         Returns
         -------
-        float32 array of ``leading + core.shape``
+        float64 array of ``leading + regions.shape``
         """
-        if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
-            raise_non_finite(cells, cells.with_halo(cells.voxels_of(core)), voxels)
-        inner = _inside(core)
-        result = np.empty(self.leading + core.shape, np.float32)
-        for plane, channel in planes_of(cells, core):
-            scores = self._of_plane(voxels[plane], cells.patch, None if bounds is None else bounds[channel])
-            place: tuple[Any, ...] = (slice(None),) * len(self.leading) + plane
-            result[place] = scores[..., inner[0], inner[1]]
+        result = np.empty(self.leading + regions.shape)
+        shape = regions.shape[cells.n_lead :]
+        for index, channel in volumes_of(cells, regions):
+            volume = voxels[index] if len(cells.patch) == 3 else voxels[index][np.newaxis]
+            scores = self._of_volume(volume, cells, None if bounds is None else bounds[channel])
+            place: tuple[Any, ...] = (slice(None),) * len(self.leading) + index
+            result[place] = scores.reshape(self.leading + shape)
         return result
 
-    def _of_plane(
-        self, plane: NDArray[Any], patch: tuple[int, int], bounds: tuple[float, float] | None
-    ) -> NDArray[np.float32]:
+    def _of_volume(
+        self, volume: NDArray[Any], cells: Cells, bounds: tuple[float, float] | None
+    ) -> NDArray[np.float64]:
         if self.name == "max":
-            return max_scores(plane, patch, self.coverage)
+            return max_regions(volume, cells.volume_patch, self.coverage_for(cells))
         if self.name == "mean_std":
-            return mean_std_scores(plane, patch)
-        return shannon_scores(plane, patch, bounds)
+            return mean_std_regions(volume, cells.volume_patch)
+        if self.name == "mask":
+            return coverage_regions(volume, cells.volume_patch)
+        return shannon_regions(volume, cells.volume_patch, bounds)
 
 
-def planes_of(cells: Cells, core: Box) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Yield the index of every plane within the box, and its channel number in the image."""
+def check_coverage(coverage: float | None) -> None:
+    """Refuse a coverage that is no fraction."""
+    if coverage is not None and not 0 <= coverage <= 1:
+        raise BadRequest("not a fraction", where="coverage", got=coverage, expected="0 to 1")
+
+
+def volumes_of(cells: Cells, box: Box) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Yield the index of every plane (3D: volume) within the box, and its channel number in the image."""
     axis = cells.dims.index("c") if "c" in cells.dims else None
-    for plane in np.ndindex(core.shape[:-2]):
-        yield plane, 0 if axis is None else core.start[axis] + plane[axis]
+    for index in np.ndindex(box.shape[: cells.n_lead]):
+        yield index, 0 if axis is None else box.start[axis] + index[axis]
 
 
-def _inside(core: Box) -> tuple[slice, slice]:
-    """Return where the core's cells lie among those of the box with its halo."""
-    before = [1 if core.start[axis] > 0 else 0 for axis in (-2, -1)]
-    sizes = core.shape[-2:]
-    return slice(before[0], before[0] + sizes[0]), slice(before[1], before[1] + sizes[1])
+def check_finite(cells: Cells, box: Box, voxels: NDArray[Any]) -> None:
+    """Refuse voxels that are NaN or infinite; ``box`` says where they are."""
+    if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+        raise_non_finite(cells, box, voxels)
 
 
 def raise_non_finite(cells: Cells, box: Box, voxels: NDArray[Any]) -> None:

@@ -1,8 +1,8 @@
-"""The survey of an image: every filter map asked for, and its statistics, in one resumable pass.
+"""The survey of an image: every score asked for, and its statistics, in one resumable pass.
 
-A block is a box of whole cells. Its task reads the block with a halo of one cell, counts the block itself,
-scores its cells, writes the scores as one chunk of a Zarr array, and returns its histograms; a batch of
-blocks merges them in block order. So a survey that is killed and run again gives the same bytes.
+A block is a box of regions. Its task sweeps the block's voxels, counts those that are the block's own, scores
+its regions, writes the scores as one chunk of a Zarr array, and returns its histograms; a batch of blocks
+merges them in block order. So a survey that is killed and run again gives the same bytes.
 
 The entropy of floats needs the image's 0.1 and 99.9 percentiles first: there, two more passes precede it.
 """
@@ -13,39 +13,34 @@ import base64
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.storage import MemoryStore
 
 from denoizarr.engine.ledger import Ledger
 from denoizarr.engine.runner import Record, Step, run_step
-from denoizarr.errors import BadRequest, DegenerateData, IncompleteOutput, OutputExists
+from denoizarr.errors import BadRequest, DegenerateData
 from denoizarr.geometry.boxes import Box
-from denoizarr.geometry.grids import Grid
-from denoizarr.kernels.patch_scores import DEFAULT_COVERAGE
 from denoizarr.kernels.statistics import Moments, moments_of
-from denoizarr.stores import locations
 from denoizarr.stores.images import ImageLike, as_image, reader_of
 from denoizarr.stores.records import digest
 from denoizarr.stores.sources import ImageReader
 
-from . import own_groups
-from .cells import Cells, PatchSize, patch_pair
-from .filter_maps import labelled
+from . import region_arrays
+from .cells import Cells, PatchSize, patch_extents
+from .filter_maps import labelled, own_voxels
 from .image_statistics import ChannelStatistics, ImageStatistics
 from .percentiles import Counts, added, bounds_of, channel_parts, fine_counts, locate
-from .scores import Bounds, Score, raise_non_finite
+from .scores import Bounds, Score, check_finite
+from .sweeps import Sweep, plan_sweep
 
-_KEY = "denoizarr.survey"
 # A record holds the merged histograms of its blocks; a batch lasts a few seconds.
-_BLOCKS_PER_BATCH = 4
+_BATCH_BYTES, _MOST_BLOCKS_PER_BATCH = 256 * 2**20, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +50,7 @@ class Survey:
     Attributes
     ----------
     statistics : ImageStatistics
+        None of a mask.
     maps : dict of DataArray
         By score name, lazy, as :func:`denoizarr.selection.filter_maps.lazy_map` gives them.
     """
@@ -65,11 +61,13 @@ class Survey:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What a task of the survey gets; small, and picklable where the image and the destination have a URL."""
+    """What a task of the survey gets; small, and picklable where the image and the destination have a URL.
+
+    Without a destination a task returns its scores.
+    """
 
     reader: ImageReader
-    cells: Cells
-    grid: Grid
+    sweep: Sweep
     scores: tuple[Score, ...]
     destination: str | zarr.Group | None
     count: bool = True
@@ -88,26 +86,31 @@ def survey(
     threads: int = 1,
     progress: bool = True,
     coverage: float | None = None,
+    reader: ImageReader | None = None,
 ) -> Survey:
     """Score an image and count its voxels, block by block.
 
     Parameters
     ----------
     image : URL, path, zarr.Array, DataArray, Dask or numpy array
-    patch_size : int or (y, x)
-    names : sequence of {"max", "mean_std", "shannon"}
+    patch_size : int, (y, x) or (z, y, x)
+    names : sequence of {"max", "mean_std", "shannon", "mask"}
         The scores wanted; none for the statistics alone.
     destination : path or URL, optional
-        Of the Zarr group for the scores, continued if it was begun by the same survey; memory without.
+        Of the Zarr group for the scores, continued if it was begun by the same survey; without, they are kept
+        in this process's memory or a temporary folder.
     ledger : Ledger, optional
-        Makes the survey resumable.
+        Makes the survey resumable; needs a ``destination``.
     client : distributed.Client, optional
-        Runs the tasks; needs a ``destination``, and an image with a URL.
+        Runs the tasks; needs an image with a URL. With a ``destination`` the workers write there.
     threads : int
         Of this process, without a client. The result does not depend on them.
     progress : bool
     coverage : float, optional
-        Of the max score; 0.25 unless told.
+        Of the max score; a quarter in 2D and an eighth in 3D unless told.
+    reader : ImageReader, optional
+        Reads the voxels in place of the image's own: those of a mask, aligned with the image, with the
+        image's dims. They may be all alike.
 
     Returns
     -------
@@ -122,45 +125,61 @@ def survey(
     OutputExists
         Something else lies at ``destination``.
     """
-    destination = None if destination is None else str(destination)
+    if destination is None and ledger is not None:
+        raise BadRequest("a resumable survey needs a destination for its scores")
     opened = as_image(image)
-    reader = reader_of(opened)
-    cells = Cells(
-        tuple(str(d) for d in opened.dims), tuple(int(n) for n in opened.shape), patch_pair(patch_size)
+    voxels = reader_of(opened) if reader is None else reader
+    cells = Cells.of_image(opened, patch_extents(patch_size))
+    scores = tuple(Score(name, None if coverage is None else float(coverage)) for name in names)
+    sweep = plan_sweep(cells, voxels.chunks, voxels.dtype.itemsize)
+    # Of an image that only this process has, the identity may be a digest of all its voxels.
+    identity = {} if destination is None else voxels.identity
+    key = digest([identity, list(cells.shape), list(cells.patch), list(sweep.grid.step)])
+    stored = region_arrays.begin(
+        None if destination is None else str(destination), key, sweep, scores, owned=ledger is not None
     )
-    scores = tuple(Score(name, DEFAULT_COVERAGE if coverage is None else float(coverage)) for name in names)
-    grid = cells.blocks(reader.chunks, reader.dtype.itemsize)
-    if destination is None and (client is not None or ledger is not None):
-        raise BadRequest("a survey on a cluster, or a resumable one, needs a destination for its scores")
-    key = digest([reader.identity, list(cells.shape), list(cells.patch), list(grid.step)])
-    group = _begin(destination, key, cells, grid, scores, owned=ledger is not None)
     # Records are found by this name: those of another image, or of other scores, are never taken for these.
-    tag = digest([key, [[s.name, s.coverage] for s in scores]])[:12]
-    work = _Work(reader, cells, grid, scores, group if destination is None else destination)
+    tag = digest([key, [[s.name, s.coverage_for(cells)] for s in scores]])[:12]
+    if stored.fresh and ledger is not None:
+        # The scores that its records vouch for are gone, or never were.
+        ledger.forget(ending=f"-{tag}")
+    target = stored.url or (stored.group if client is None else None)
+    work = _Work(voxels, sweep, scores, target)
 
     def run(
         name: str, task: Callable[[Any, int], Record], spec: _Work, merge: Callable[[list[Record]], Record]
     ) -> list[Record]:
-        step = Step(f"{name}-{tag}", task, spec, len(grid), _BLOCKS_PER_BATCH, merge)
+        step = Step(f"{name}-{tag}", task, spec, len(sweep.grid), _blocks_per_batch(sweep, voxels), merge)
         records = run_step(
-            step, ledger=ledger, client=client, threads=threads, progress=progress, label=_label(name, scores)
+            step,
+            ledger=ledger,
+            client=client,
+            threads=threads,
+            progress=progress,
+            label=_label(name, scores),
+            sink=None if spec.destination is not None else lambda record: _receive(stored, sweep, record),
         )
         return [cast("Record", record["results"]) for record in records]
 
-    if any(score.needs_bounds(reader.dtype) for score in scores):
-        moments = _merged(run("survey-count", _survey_block, replace(work, scores=()), _merge_moments))
-        _check_varied(moments, reader.name)
+    if any(score.needs_bounds(voxels.dtype) for score in scores):
+        moments = _merged(run("survey-count", _survey_block, replace(work, scores=()), _merge_results))
+        _check_varied(moments, voxels.name)
         located = locate({c: m.histogram for c, m in moments.items()})
         fine = run("survey-percentiles", _refine_block, replace(work, located=located), _merge_fine)
         bounds = bounds_of(located, added(_unpack_fine(f) for f in fine))
-        run("survey-scores", _survey_block, replace(work, count=False, bounds=bounds), _merge_moments)
+        run("survey-scores", _survey_block, replace(work, count=False, bounds=bounds), _merge_results)
     else:
-        moments = _merged(run("survey", _survey_block, work, _merge_moments))
-        _check_varied(moments, reader.name)
+        moments = _merged(run("survey", _survey_block, work, _merge_results))
+        if reader is None:
+            _check_varied(moments, voxels.name)
     statistics = ImageStatistics(tuple(ChannelStatistics(moments[c]) for c in sorted(moments)))
-    return Survey(
-        statistics, {score.name: _finished_map(group, score, opened, cells, destination) for score in scores}
-    )
+    maps = {s.name: labelled(region_arrays.finished(stored, s, cells), opened, cells, s) for s in scores}
+    return Survey(statistics, maps)
+
+
+def _blocks_per_batch(sweep: Sweep, reader: ImageReader) -> int:
+    block_bytes = prod(sweep.cells.voxels_of_regions(sweep.grid.box(0)).shape) * reader.dtype.itemsize
+    return min(max(_BATCH_BYTES // block_bytes, 1), _MOST_BLOCKS_PER_BATCH)
 
 
 def _label(name: str, scores: tuple[Score, ...]) -> str:
@@ -169,98 +188,67 @@ def _label(name: str, scores: tuple[Score, ...]) -> str:
     return f"Filtering background patches with filtering function {', '.join(s.name for s in scores)}"
 
 
-def _begin(
-    destination: str | None, key: str, cells: Cells, grid: Grid, scores: tuple[Score, ...], *, owned: bool
-) -> zarr.Group:
-    """Open the group for the scores and make what is not there yet; scores of another survey are replaced.
-
-    ``owned``: the destination is the job's own, so what a kill left there is replaced as well.
-    """
-    if destination is None:
-        group = zarr.open_group(MemoryStore(), mode="w")
-    else:
-        begun = locations.exists(destination) and locations.list_names(destination)
-        found = (own_groups.attributes_at(destination) or {}).get(_KEY) if begun else None
-        if begun and found is None and not (owned and own_groups.is_remains(destination, _is_array_name)):
-            raise OutputExists(
-                "something else than a survey lies here", where=destination, remedy="choose another name"
-            )
-        if begun and found != key:
-            own_groups.delete(destination)
-        group = (
-            locations.open_group(destination, "a")
-            if found == key
-            else own_groups.begin(destination, {_KEY: key})
-        )
-    for score in scores:
-        name = _array_name(score)
-        if name not in group:
-            group.create_array(
-                name,
-                shape=score.leading + cells.counts,
-                # One chunk a block: no two tasks write the same object.
-                chunks=score.leading + grid.step,
-                dtype="float32",
-                fill_value=float("nan"),
-                compressors=[ZstdCodec(level=3), Crc32cCodec()],
-                dimension_names=(("statistic",) if score.leading else ()) + cells.dims,
-                config={"write_empty_chunks": True},
-                attributes={"patch_size": list(cells.patch)},
-            )
-    return group
-
-
-def _array_name(score: Score) -> str:
-    return (
-        f"max-{score.coverage:g}"
-        if score.name == "max" and score.coverage != DEFAULT_COVERAGE
-        else score.name
-    )
-
-
-def _is_array_name(name: str) -> bool:
-    return name in ("shannon", "mean_std", "max") or name.startswith("max-")
-
-
 def _survey_block(work: _Work, block: int) -> Record:
-    """Read one block with its halo; count it, score it, store the scores."""
-    core = work.grid.box(block)
-    voxels = work.cells.voxels_of(core)
-    halo = work.cells.with_halo(voxels) if work.scores else voxels
-    read = work.reader.read(halo)
-    inner = read[voxels.relative_to(halo.start).slices]
-    result: Record = {"moments": _count(work, voxels, inner) if work.count else {}}
-    if work.scores:
-        group = work.destination
-        if isinstance(group, str):
-            group = locations.open_group(group, "a")
-        assert group is not None, "scores without a destination"
-        for score in work.scores:
-            array = cast("zarr.Array[Any]", group[_array_name(score)])
-            values = score.of_box(work.cells, core, read, work.bounds)
-            array[(*(slice(n) for n in score.leading), *core.slices)] = values
+    """Sweep one block: count its own voxels, score its regions, store or return the scores."""
+    cells, box = work.sweep.cells, work.sweep.grid.box(block)
+    moments: dict[int, Moments] = {}
+    if not work.scores:
+        for voxel_box, voxels in own_voxels(work.reader, work.sweep, block):
+            _added(moments, _count(work, voxel_box, voxels).items())
+        return _as_record(moments)
+    own = cells.own_voxels_of_regions(box)
+    arrays = {score.name: np.empty(score.leading + box.shape) for score in work.scores}
+    for slab in work.sweep.slabs(work.reader, box):
+        check_finite(cells, slab.box, slab.read)
+        if work.count:
+            counted = own.intersection(slab.box)
+            inner = slab.read[counted.relative_to(slab.box.start).slices]
+            _added(moments, _count(work, counted, inner).items())
+        if slab.regions.size:
+            for score in work.scores:
+                place = (slice(None),) * len(score.leading) + slab.regions.relative_to(box.start).slices
+                arrays[score.name][place] = score.of_regions(cells, slab.regions, slab.voxels, work.bounds)
+    result = _as_record(moments)
+    if work.destination is None:
+        result["scores"] = [[block, region_arrays.packed(arrays)]]
+    else:
+        region_arrays.write(work.destination, cells, work.scores, box, arrays)
     return result
 
 
-def _count(work: _Work, box: Box, voxels: NDArray[Any]) -> Record:
-    found = {c: moments_of(part) for c, part in channel_parts(work.cells, box, voxels).items()}
-    if any(m.non_finite for m in found.values()):
-        raise_non_finite(work.cells, box, voxels)
-    return {str(c): m.to_json() for c, m in found.items()}
+def _receive(stored: region_arrays.RegionArrays, sweep: Sweep, record: Record) -> None:
+    """Take the scores out of a record that has just arrived and keep them here."""
+    for block, packed in record["results"].pop("scores", []):
+        arrays = region_arrays.unpacked(packed)
+        region_arrays.write(stored.group, sweep.cells, stored.scores, sweep.grid.box(int(block)), arrays)
 
 
-def _merge_moments(results: list[Record]) -> Record:
+def _count(work: _Work, box: Box, voxels: NDArray[Any]) -> dict[int, Moments]:
+    return {c: moments_of(part) for c, part in channel_parts(work.sweep.cells, box, voxels).items()}
+
+
+def _as_record(moments: dict[int, Moments]) -> Record:
+    return {"moments": {str(c): m.to_json() for c, m in moments.items()}}
+
+
+def _merge_results(results: list[Record]) -> Record:
     """Merge within a batch, in block order."""
-    return {"moments": {str(c): m.to_json() for c, m in _merged(results).items()}}
+    merged = _as_record(_merged(results))
+    scores = [part for result in results for part in result.get("scores", [])]
+    return {**merged, "scores": scores} if scores else merged
+
+
+def _added(merged: dict[int, Moments], parts: Iterable[tuple[int, Moments]]) -> dict[int, Moments]:
+    for channel, found in parts:
+        merged[channel] = merged[channel].merge(found) if channel in merged else found
+    return merged
 
 
 def _merged(results: Iterable[Record]) -> dict[int, Moments]:
     # One record at a time: an image has many, and a decoded histogram takes half a megabyte.
     merged: dict[int, Moments] = {}
     for result in results:
-        for channel, record in result["moments"].items():
-            found, number = Moments.from_json(record), int(channel)
-            merged[number] = merged[number].merge(found) if number in merged else found
+        _added(merged, ((int(c), Moments.from_json(record)) for c, record in result["moments"].items()))
     return merged
 
 
@@ -276,9 +264,10 @@ def _check_varied(moments: dict[int, Moments], name: str) -> None:
 
 
 def _refine_block(work: _Work, block: int) -> Record:
-    voxels = work.cells.voxels_of(work.grid.box(block))
-    assert work.located is not None, "the percentiles' bins are not known"
-    return _pack_fine(fine_counts(work.cells, voxels, work.reader.read(voxels), work.located))
+    located = work.located
+    assert located is not None, "the percentiles' bins are not known"
+    parts = own_voxels(work.reader, work.sweep, block)
+    return _pack_fine(added(fine_counts(work.sweep.cells, box, voxels, located) for box, voxels in parts))
 
 
 def _merge_fine(results: list[Record]) -> Record:
@@ -297,20 +286,3 @@ def _unpack_fine(record: Record) -> dict[int, Counts]:
         int(c): np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i8").astype(np.int64).reshape(2, -1)
         for c, text in record.items()
     }
-
-
-def _finished_map(
-    group: zarr.Group, score: Score, image: xr.DataArray, cells: Cells, destination: str | None
-) -> xr.DataArray:
-    """Return one stored score, after making sure that every block has written its part."""
-    stored = cast("zarr.Array[Any]", group[_array_name(score)])
-    for box in Grid(tuple(stored.shape), tuple(stored.chunks)):
-        if np.isnan(np.asarray(stored[box.slices])).any():
-            raise IncompleteOutput(
-                "scores are missing that the ledger calls done",
-                where=f"{destination or 'memory'}/{_array_name(score)} {box.slices}",
-                remedy="delete the ledger and run again",
-            )
-    array = da.from_array(stored, chunks=stored.chunks, name=False)
-    attrs = {"coverage": score.coverage} if score.name == "max" else {}
-    return labelled(array, image, cells, score, attrs)

@@ -14,12 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
 import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
 import zarr
+from dask.tokenize import tokenize
 from obstore.store import LocalStore
 from zarr.storage import LocalStore as ZarrLocalStore
 from zarr.storage import ObjectStore
@@ -38,18 +40,6 @@ ImageLike: TypeAlias = "str | Path | zarr.Array[Any] | xr.DataArray | da.Array |
 
 _LOG = logging.getLogger(__name__)
 _PREFIX = "denoizarr-image-"
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """An image as it was opened in this process: what a slice of it is compared with."""
-
-    source: ImageSource
-    array: da.Array
-    coords: dict[str, np.ndarray[Any, np.dtype[np.float64]]]
-
-
-_OPENED: dict[str, _Opened] = {}
 # One Dask chunk is several decoding units, so that a plain ``image.mean().compute()`` is not a million tasks.
 _DASK_CHUNK_BYTES = 32 * 2**20
 
@@ -71,6 +61,24 @@ class _Voxels:
             stop.append(high)
             then.append(slice(None, None, picked.step) if isinstance(part, slice) else 0)
         return self.reader.read(Box(tuple(start), tuple(stop)))[tuple(then)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """An image as it was opened in this process: what a slice of it is compared with.
+
+    ``source`` is None for one that only this process has.
+    """
+
+    source: ImageSource | None
+    reader: ImageReader
+    array: da.Array
+    coords: dict[str, np.ndarray[Any, np.dtype[np.float64]]]
+
+
+_OPENED: dict[str, _Opened] = {}
+# Images that only this process has, by Dask name: forgotten with the last graph that holds them.
+_HELD: WeakValueDictionary[str, _Voxels] = WeakValueDictionary()
 
 
 def open_image(
@@ -149,12 +157,13 @@ def _image_of(source: ImageSource, ome: OmeImage | None, level: int) -> xr.DataA
     open_source.cache_clear()  # the store may have been written again since it was last opened
     reader = open_source(source)
     source = replace(source, metadata=str(reader.identity["metadata"]))
-    image = _lazy(reader, _PREFIX + digest([reader.identity, source.missing, source.stored_dims]))
+    image = _lazy(_Voxels(reader), _PREFIX + digest([reader.identity, source.missing, source.stored_dims]))
     scale, translation, units = _transform(ome, level)
     named = _data_array(image, source.dims, scale, translation, units).rename(
         Path(source.url).name.split(".")[0]
     )
-    _OPENED[image.name] = _Opened(source, image, {d: named.coords[d].values for d in source.dims})
+    coords = {d: named.coords[d].values for d in source.dims}
+    _OPENED[image.name] = _Opened(source, reader, image, coords)
     return named.assign_attrs(
         url=source.url,
         level=level,
@@ -162,7 +171,8 @@ def _image_of(source: ImageSource, ome: OmeImage | None, level: int) -> xr.DataA
     )
 
 
-def _lazy(reader: ImageReader, name: str) -> da.Array:
+def _lazy(voxels: _Voxels, name: str) -> da.Array:
+    reader = voxels.reader
     chunks = [min(c, n) for c, n in zip(reader.chunks, reader.shape, strict=True)]
     for axis in reversed(range(len(chunks))):  # grow the fastest axes first: long reads, few tasks
         while (
@@ -172,8 +182,24 @@ def _lazy(reader: ImageReader, name: str) -> da.Array:
             chunks[axis] = min(round_up(2 * chunks[axis], reader.chunks[axis]), reader.shape[axis])
     meta = np.empty((0,) * len(chunks), reader.dtype)
     # fancy=False: index lists are applied to decoded chunks, never handed to the reader.
-    array: da.Array = da.from_array(_Voxels(reader), chunks=tuple(chunks), name=name, fancy=False, meta=meta)
+    array: da.Array = da.from_array(voxels, chunks=tuple(chunks), name=name, fancy=False, meta=meta)
     return array
+
+
+def _held_image(reader: ImageReader) -> xr.DataArray:
+    """Return an image that only this process has, so that it and slices of it are read without a graph."""
+    name, voxels = f"{_PREFIX}{uuid4().hex}", _Voxels(reader)
+    _HELD[name] = voxels
+    return _data_array(_lazy(voxels, name), reader.dims, {}, {}, {})
+
+
+def _opened_as(name: str) -> _Opened | None:
+    """Return what has this Dask name: a stored image, or one that is held as long as some graph holds it."""
+    voxels = _HELD.get(name)
+    if voxels is None:
+        return _OPENED.get(name)
+    coords = {d: np.arange(n, dtype=float) for d, n in zip(voxels.reader.dims, voxels.shape, strict=True)}
+    return _Opened(None, voxels.reader, _lazy(voxels, name), coords)
 
 
 def _transform(
@@ -239,9 +265,10 @@ def as_image(
     if isinstance(data, np.ndarray | da.Array):
         _check_axes(names, "an array")
         _check_voxels(data, "an array")
-        array = data if isinstance(data, da.Array) else da.from_array(data, chunks=_chunks_in_memory(data))
-        order = [names.index(d) for d in DIMS if d in names]
-        return _data_array(array.transpose(order), tuple(d for d in DIMS if d in names), {}, {}, {})
+        order, dims = [names.index(d) for d in DIMS if d in names], tuple(d for d in DIMS if d in names)
+        if isinstance(data, np.ndarray):
+            return _held_image(_reader_of_numpy(data.transpose(order), dims))
+        return _data_array(data.transpose(order), dims, {}, {}, {})
     raise BadRequest(
         "not an image", got=type(data).__name__, expected="a URL, zarr.Array, DataArray, Dask or numpy array"
     )
@@ -263,14 +290,23 @@ def _axes_of(data: Any, axes: str | Sequence[str] | None) -> tuple[str, ...]:
         raise BadRequest(
             "axes and array disagree",
             got=f"{len(names)} axes for {ndim} dimensions",
-            remedy='pass axes="tczyx" or the like',
+            remedy='pass a DataArray with named dims, or axes="tczyx" where there is such an argument',
         )
     return names
 
 
-def _chunks_in_memory(data: np.ndarray[Any, Any]) -> tuple[int, ...]:
-    plane = data.ndim - 2
-    return (1,) * plane + tuple(min(n, 1024) for n in data.shape[plane:])
+def _reader_of_numpy(data: np.ndarray[Any, Any], dims: tuple[str, ...]) -> ImageReader:
+    lead = data.ndim - 2
+    return ImageReader(
+        lambda box: data[box.slices],
+        dims=dims,
+        shape=data.shape,
+        dtype=data.dtype,
+        chunks=(1,) * lead + tuple(min(n, 1024) for n in data.shape[lead:]),
+        # By content, so that an index of an array is an index of it tomorrow; only where somebody asks.
+        identity=lambda: {"array": tokenize(data), "shape": list(data.shape), "dtype": str(data.dtype)},
+        name="an array in memory",
+    )
 
 
 def _from_zarr(array: zarr.Array[Any], names: tuple[str, ...]) -> xr.DataArray:
@@ -285,8 +321,7 @@ def _from_zarr(array: zarr.Array[Any], names: tuple[str, ...]) -> xr.DataArray:
     guard_frames(strict)
     # A name of its own every time: an address in memory may belong to other voxels when a job is run again.
     source = ImageSource(f"process:{uuid4().hex}", array.path, names)
-    reader = reader_of_array(strict, source, reopenable=False)
-    return _data_array(_lazy(reader, f"{_PREFIX}{source.url}"), reader.dims, {}, {}, {})
+    return _held_image(reader_of_array(strict, source, reopenable=False))
 
 
 def as_images(
@@ -317,29 +352,45 @@ def as_images(
 
 def source_of(image: xr.DataArray) -> ImageSource | None:
     """Return where the voxels of ``image`` can be read again, or None if only its own graph gives them."""
-    name = getattr(image.data, "name", None)
-    if name in _OPENED:
-        opened = _OPENED[name]
-        same = tuple(image.dims) == opened.source.dims and image.shape == opened.array.shape
-        return opened.source if same else None
+    part = _part_of(image)
+    if part is None or part.of.source is None:
+        return None
+    return part.of.source if part.box is None else with_box(part.of.source, part.box, part.dropped)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A box of an opened image, and the dims of length one that it lost; the whole where the box is None."""
+
+    of: _Opened
+    box: Box | None = None
+    dropped: tuple[str, ...] = ()
+
+
+def _part_of(image: xr.DataArray) -> _Part | None:
+    """Return which part of which opened image this is, or None where that cannot be proven."""
+    opened = _opened_as(str(getattr(image.data, "name", "")))
+    if opened is not None:
+        same = tuple(image.dims) == opened.reader.dims and image.shape == opened.array.shape
+        return _Part(opened) if same else None
     bases = _bases_of(image)
     return _sliced(image, bases[0]) if len(bases) == 1 else None
 
 
 def _bases_of(image: xr.DataArray) -> list[_Opened]:
     layers = getattr(getattr(image.data, "dask", None), "layers", {})
-    return [_OPENED[layer] for layer in layers if layer in _OPENED]
+    return [opened for layer in layers if (opened := _opened_as(layer)) is not None]
 
 
-def _sliced(image: xr.DataArray, opened: _Opened) -> ImageSource | None:
-    """Return the source with its box if ``image`` is a plain slice of what was opened, else None.
+def _sliced(image: xr.DataArray, opened: _Opened) -> _Part | None:
+    """Return the box if ``image`` is a plain slice of what was opened, else None.
 
     Dask names a slice after its parent and index, so a guess from the coordinates is proven by slicing again.
     """
-    source = opened.source
+    dims = opened.reader.dims
     index: list[slice | int] = []
     start, stop, dropped = [], [], []
-    for dim, n in zip(source.dims, opened.array.shape, strict=True):
+    for dim, n in zip(dims, opened.array.shape, strict=True):
         if dim not in image.coords or image.coords[dim].dtype.kind not in "uif":
             return None
         here = np.atleast_1d(image.coords[dim].values)
@@ -351,12 +402,12 @@ def _sliced(image: xr.DataArray, opened: _Opened) -> ImageSource | None:
             index.append(first)
         else:
             index.append(slice(None) if here.size == n else slice(first, first + here.size))
-    kept = tuple(d for d in source.dims if d not in dropped)
+    kept = tuple(d for d in dims if d not in dropped)
     box = Box(tuple(start), tuple(stop))
     if tuple(image.dims) != kept or not Box.whole(opened.array.shape).contains(box):
         return None
     proven = opened.array[tuple(index)].name == image.data.name
-    return with_box(source, box, tuple(dropped)) if proven else None
+    return _Part(opened, box, tuple(dropped)) if proven else None
 
 
 def reader_of(image: xr.DataArray) -> ImageReader:
@@ -364,6 +415,9 @@ def reader_of(image: xr.DataArray) -> ImageReader:
     source = source_of(image)
     if source is not None:
         return open_source(source)
+    part = _part_of(image)
+    if part is not None:
+        return part.of.reader if part.box is None else part.of.reader.part(part.box, part.dropped)
     array = image.data if isinstance(image.data, da.Array) else da.from_array(np.asarray(image.data))
 
     def fetch(box: Box) -> Array:
@@ -379,5 +433,6 @@ def reader_of(image: xr.DataArray) -> ImageReader:
         chunks=tuple(int(c[0]) for c in array.chunks),
         identity={"array": str(array.name), "shape": list(array.shape), "dtype": str(array.dtype)},
         name=str(image.name or "an array in memory"),
-        urls=tuple(sorted({opened.source.url for opened in _bases_of(image)})),
+        of_graph=True,
+        urls=tuple(sorted({url for opened in _bases_of(image) for url in opened.reader.urls})),
     )

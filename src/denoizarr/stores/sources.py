@@ -101,12 +101,16 @@ class ImageReader:
         Of the image.
     chunks : tuple of int
         The unit of decoding along every dim, in voxels.
+    offset : tuple of int
+        Position of the image's first voxel inside its chunk; not zero for a part of a stored image.
     identity : dict
         JSON-able; equal for the same bytes-to-be-read, different for another image.
     name : str
         Short, for messages.
     source : ImageSource, ForeignSource or None
         None where the image exists only in this process.
+    of_graph : bool
+        A box is computed from a Dask graph, which knows better which chunks its tasks share.
     urls : tuple of str
         The stores and files that reading it opens, as far as they are known.
     """
@@ -119,18 +123,52 @@ class ImageReader:
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
         chunks: tuple[int, ...],
-        identity: dict[str, Any],
+        identity: dict[str, Any] | Callable[[], dict[str, Any]],
         name: str,
         source: Any = None,
         reopen: Callable[[Any], ImageReader] | None = None,
         absent: Callable[[Box], list[str]] | None = None,
         urls: tuple[str, ...] = (),
+        offset: tuple[int, ...] | None = None,
+        of_graph: bool = False,
     ) -> None:
         self._fetch = fetch
         self._reopen = reopen or open_source
         self._absent = absent
         self.dims, self.shape, self.dtype, self.chunks = dims, shape, dtype, chunks
-        self.identity, self.name, self.source, self.urls = identity, name, source, urls
+        self._identity, self.name, self.source, self.urls = identity, name, source, urls
+        self.of_graph = of_graph
+        self.offset = (0,) * len(shape) if offset is None else offset
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this image from another; computed when it is first asked for."""
+        if callable(self._identity):
+            self._identity = self._identity()
+        return self._identity
+
+    def part(self, box: Box, dropped: tuple[str, ...] = ()) -> ImageReader:
+        """Return a reader of one box, without its ``dropped`` dims of length one; for this process alone."""
+        kept = [axis for axis, d in enumerate(self.dims) if d not in dropped]
+
+        def fetch(inner: Box) -> Array:
+            start, stop = list(box.start), list(box.stop)
+            for axis, a, b in zip(kept, inner.start, inner.stop, strict=True):
+                start[axis], stop[axis] = box.start[axis] + a, box.start[axis] + b
+            return self.read(Box(tuple(start), tuple(stop))).reshape(inner.shape)
+
+        place = [list(box.start), list(box.stop)]
+        return ImageReader(
+            fetch,
+            dims=tuple(self.dims[axis] for axis in kept),
+            shape=tuple(box.shape[axis] for axis in kept),
+            dtype=self.dtype,
+            chunks=tuple(self.chunks[axis] for axis in kept),
+            identity=lambda: {"whole": self.identity, "box": place, "dropped": list(dropped)},
+            name=self.name,
+            urls=self.urls,
+            offset=tuple((self.offset[axis] + box.start[axis]) % self.chunks[axis] for axis in kept),
+        )
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{d}: {n}" for d, n in zip(self.dims, self.shape, strict=True))
@@ -242,6 +280,7 @@ def reader_of_array(array: zarr.Array[Any], source: ImageSource, *, reopenable: 
         source=source if reopenable else None,
         absent=absent,
         urls=(source.url,) if reopenable else (),
+        offset=tuple(base.start[i] % int(array.chunks[order[i]]) for i in kept),
     )
 
 

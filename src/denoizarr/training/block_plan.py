@@ -158,11 +158,11 @@ def layout_of(
         Of all channels of one voxel together.
     """
     shape, lead = index.shapes[number], len(index.dims) - 2
-    thickness, wide = block_extent(shape, chunks, index.patch_size, voxel_bytes)
+    thickness, wide = block_extent(shape, chunks, index.plane_patch, voxel_bytes)
     # A patch is one voxel thick in t and z: a block is at most one chunk thick there, and nothing is shifted.
     cuts = [cut_chunks(shape[a], chunks[a], thickness[a]) for a in range(lead)]
     cells = list(cuts)
-    for k, patch in enumerate(index.patch_size):
+    for k, patch in enumerate(index.plane_patch):
         size, chunk = shape[lead + k], min(chunks[lead + k], shape[lead + k])
         if wide[k] > 1:
             cut = cut_axis(size, chunk, wide[k], int(uniform[k] * wide[k]), patch)
@@ -178,11 +178,12 @@ def layout_of(
 def block_weights(index: PatchIndex, number: int, layout: Layout) -> NDArray[np.float64]:
     """Return the sum of the weights of every block's cells, in the shape of ``layout.counts``."""
     classes, table = index.classes[number], index.table.astype(np.float64)
-    flat = classes.reshape(-1, *classes.shape[-2:])
-    planes = np.empty((flat.shape[0], *layout.counts[-2:]))
-    slab = max(_CELLS_AT_ONCE // (flat.shape[1] * flat.shape[2]), 1)
-    for first in range(0, flat.shape[0], slab):
-        rows = np.add.reduceat(table[flat[first : first + slab]], layout.cells[-2][:-1], axis=1)
+    n_planes, plane = prod(classes.shape[:-2]), prod(classes.shape[-2:])
+    planes = np.empty((n_planes, *layout.counts[-2:]))
+    slab = max(_CELLS_AT_ONCE // plane, 1)
+    for first in range(0, n_planes, slab):
+        some = classes.rows(first, min(first + slab, n_planes))
+        rows = np.add.reduceat(table[some], layout.cells[-2][:-1], axis=1)
         planes[first : first + slab] = np.add.reduceat(rows, layout.cells[-1][:-1], axis=2)
     sums = planes.reshape(*classes.shape[:-2], *layout.counts[-2:])
     for axis in range(classes.ndim - 2):

@@ -104,6 +104,7 @@ class PatchStream(IterableDataset[Item]):
         super().__init__()
         images = as_images(image)
         index.check_image(images)
+        _ = index.plane_patch
         if index.total_weight <= 0:
             raise EmptyIndex("no cell of the index has a weight", remedy="lower the filter's threshold")
         for name, value in (
@@ -168,7 +169,7 @@ class PatchStream(IterableDataset[Item]):
         """
         reader = self._readers[0]
         channels = dict(zip(reader.dims, reader.shape, strict=True)).get("c", 1)
-        used = self._patches * prod(self.index.patch_size) * channels * reader.dtype.itemsize
+        used = self._patches * prod(self.index.plane_patch) * channels * reader.dtype.itemsize
         return {
             "chunks_read": self._chunks_read,
             "bytes_read": self._bytes_read,
@@ -256,7 +257,7 @@ class PatchStream(IterableDataset[Item]):
                             self._readers[draws.visits[visit].image],
                             blocks[visit],
                             draws.origin[k],
-                            self.index.patch_size,
+                            self.index.plane_patch,
                         ),
                         draws.origin[k],
                         draws.visits[visit].image,
@@ -375,5 +376,5 @@ def validation_patches(
     patches = np.empty((len(drawn), channels, *index.patch_size), np.float32)
     for k, row in enumerate(drawn):
         reader, origin = (readers[int(row[0])], row[1:]) if several else (readers[0], row)
-        patches[k] = _cut(reader, _read_block(reader, index, origin[None]), origin, index.patch_size)
+        patches[k] = _cut(reader, _read_block(reader, index, origin[None]), origin, index.plane_patch)
     return patches, drawn

@@ -22,6 +22,7 @@ from torch import Tensor
 from denoizarr.engine.progress import Progress
 from denoizarr.errors import BadRequest, DegenerateData, EmptyIndex, NonFiniteData
 from denoizarr.kernels.blindspot import check_blind_spot
+from denoizarr.selection.image_statistics import ImageStatistics
 from denoizarr.selection.index_builder import build_index
 from denoizarr.selection.patch_index import PatchIndex
 from denoizarr.stores import locations
@@ -297,7 +298,7 @@ def _prepare(
     if index is None:
         index = build_index(images, options.patch_shape, seed=options.seed)
     index.check_image(images)
-    if tuple(index.patch_size) != options.patch_shape:
+    if index.plane_patch != options.patch_shape:
         raise BadRequest(
             "the index is for another patch size",
             where="patch_size",
@@ -320,7 +321,7 @@ def _prepare(
             "kernel": kernel.astype(int).tolist(),
             "normalisation": asdict(normalisation),
             "images": index.images,
-            "cells": [hashlib.blake2b(cells.tobytes()).hexdigest() for cells in index.classes],
+            "cells": [hashlib.blake2b(cells.packed.data).hexdigest() for cells in index.classes],
             "weights": [float(weight) for weight in index.table],
         }
     )
@@ -335,6 +336,10 @@ def _channels_of(images: Sequence[xr.DataArray]) -> int:
 
 
 def _measured(images: list[xr.DataArray], index: PatchIndex, seed: int) -> Normalisation:
+    """Return mean and std by channel: of the whole images where the index knows them, else of patches."""
+    if index.statistics is not None:
+        whole = ImageStatistics.merged(index.statistics).channels
+        return Normalisation(tuple(c.mean for c in whole), tuple(c.std for c in whole))
     patches, _ = validation_patches(images, index, _STATISTICS_PATCHES, seed)
     channels = np.asarray(patches, np.float64).swapaxes(0, 1).reshape(patches.shape[1], -1)
     if not np.isfinite(channels).all():

@@ -1,0 +1,5 @@
+"""``python -m denoizarr.cli``."""
+
+from . import main
+
+main()

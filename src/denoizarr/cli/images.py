@@ -1,0 +1,95 @@
+"""Verbs for images: info, convert."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from .app import Debug, Json, Overwrite, Sizes, app, ints_of, numbers_of, say, told
+
+
+@app.command()
+def info(
+    url: Annotated[str, typer.Argument(help="An OME-Zarr image.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Axes, levels, chunks, shards, dtype, scale, codecs, size, what is missing.
+
+    Example: `denoizarr info stack.ome.zarr`
+    """
+    from denoizarr.stores.describe import info as describe
+
+    found = describe(url)
+    lines = [
+        f"{found['url']}  OME-Zarr {found['version']}, {found['state']}",
+        f"axes {''.join(found['axes'])}",
+    ]
+    lines += [_level_line(level) for level in found["levels"]]
+    if any(found["units"]):
+        lines.append(
+            "units " + ", ".join(f"{a} {u}" for a, u in zip(found["axes"], found["units"], strict=True) if u)
+        )
+    say("\n".join(lines), found, as_json)
+
+
+def _level_line(level: Mapping[str, Any]) -> str:
+    shape, chunks, shards = (
+        " x ".join(map(str, level[key] or ["none"])) for key in ("shape", "chunks", "shards")
+    )
+    line = f"level {level['path']}: {shape} {level['dtype']}, chunks {chunks}, shards {shards}"
+    line += (
+        f", codecs {'+'.join(level['codecs']) or 'none'}, scale {' '.join(f'{s:g}' for s in level['scale'])}"
+    )
+    line += f", {level['size_bytes'] / 2**20:.1f} MiB"
+    if level["stored_bytes"] is not None:
+        line += f" ({level['stored_bytes'] / 2**20:.1f} MiB stored)"
+    return line + (f", {level['missing_chunks']} chunks missing" if level["missing_chunks"] else "")
+
+
+@app.command()
+def convert(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="SRC... DST", help="Files, folders or globs, then the destination.")
+    ],
+    axes: Annotated[str | None, typer.Option(help="Axis names in stored order, such as zyx.")] = None,
+    scale: Annotated[
+        str | None, typer.Option(help="Voxel size per axis in stored order, such as 2,0.5,0.5.")
+    ] = None,
+    units: Annotated[
+        str | None, typer.Option(help="Unit per axis, such as micrometer,micrometer,micrometer.")
+    ] = None,
+    chunks: Sizes = None,
+    shards: Sizes = None,
+    ome_version: Annotated[str, typer.Option(help="0.5 or 0.4.")] = "0.5",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """TIFF, OME-TIFF, PNG or npy files, or a plain Zarr array, to an OME-Zarr pyramid.
+
+    A folder or glob of equal planes becomes one stack, in natural order.
+
+    Example: `denoizarr convert slices/*.tif stack.ome.zarr --axes zyx --scale 5,2,2`
+    """
+    from denoizarr.engine.cluster import usable_cores
+    from denoizarr.images.convert import convert as run_convert
+
+    if len(paths) < 2:
+        raise typer.BadParameter("needs at least one source and a destination", param_hint="SRC... DST")
+    summary = run_convert(
+        paths[:-1],
+        paths[-1],
+        axes=axes,
+        scale=None if scale is None else numbers_of(scale, "--scale", float),
+        units=None if units is None else units.split(","),
+        chunks=ints_of(chunks, "--chunks"),
+        shards=ints_of(shards, "--shards"),
+        ome_version=ome_version,
+        overwrite=overwrite,
+        threads=usable_cores(),
+        progress=True,
+    )
+    say(told(summary), summary.to_json(), as_json)

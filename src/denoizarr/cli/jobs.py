@@ -1,0 +1,90 @@
+"""Verbs for whole jobs: demo, plan, run, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .app import Debug, Json, app, say, told
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run; run again to resume.")] = Path("demo-out"),
+    seed: Annotated[
+        int, typer.Option(help="Draws the specimen, the noise and the length of the scan noise.")
+    ] = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """A small simulated microscope stack with known truth through the whole job; prints PSNR and SSIM.
+
+    Example: `denoizarr demo --out demo-out`
+    """
+    from denoizarr.pipeline.demo import demo as run_demo
+    from denoizarr.pipeline.demo import score_table
+
+    summary = run_demo(out, seed=seed)
+    say(score_table(out), summary.to_json(), as_json)
+
+
+@app.command()
+def plan(
+    job: Annotated[Path, typer.Argument(help="A job file.")], as_json: Json = False, debug: Debug = False
+) -> None:
+    """The dry run: what a job would read, write, need and take, and why it would be refused.
+
+    Example: `denoizarr plan job.yaml`
+    """
+    from denoizarr.pipeline.plan import plan as run_plan
+
+    planned = run_plan(job)
+    if planned.problems:
+        say("\n".join(f"problem: {problem}" for problem in planned.problems), planned.to_json(), as_json)
+        raise typer.Exit(2)
+    lines = (
+        f"blocks {planned.blocks} in {planned.batches} batches\n"
+        f"reads {planned.bytes_read / 2**20:.1f} MiB, writes {planned.bytes_written / 2**20:.1f} MiB\n"
+        f"memory at most {planned.bytes_per_worker / 2**20:.0f} MiB per worker\n"
+        f"computes {planned.recompute_factor:.2f} voxels per voxel kept\n"
+        f"roughly {planned.seconds / 60:.1f} minutes on this machine, training included"
+    )
+    say(lines, planned.to_json(), as_json)
+
+
+@app.command()
+def run(
+    job: Annotated[Path, typer.Argument(help="A job file.")], as_json: Json = False, debug: Debug = False
+) -> None:
+    """The whole job; run again with the same file to resume.
+
+    A job file needs two lines:
+
+        input: {url: stack.ome.zarr}
+        output: {url: run}
+
+    Example: `denoizarr run job.yaml`
+    """
+    from denoizarr.pipeline.run import run_pipeline
+
+    summary = run_pipeline(job)
+    report = Path(summary.destination).parent / "report.html"
+    say(f"{told(summary)}\nreport {report}", summary.to_json(), as_json)
+
+
+@app.command()
+def report(
+    folder: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the report of a finished run again.
+
+    Example: `denoizarr report run`
+    """
+    from denoizarr.report.page import write_report
+
+    where = str(write_report(folder))
+    say(f"report {where}", {"report": where}, as_json)

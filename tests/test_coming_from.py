@@ -1,0 +1,513 @@
+"""docs/coming-from.md: one test for every row of its tables, and its code runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.figure import Figure
+from scipy.ndimage import gaussian_filter, sobel
+from skimage.exposure import equalize_adapthist
+
+import denoizarr
+from denoizarr import (
+    BadRequest,
+    Criterion,
+    EmptyIndex,
+    JobConfig,
+    MaskPatchFilter,
+    MaxPatchFilter,
+    MeanStdPatchFilter,
+    MisalignedGrid,
+    Quantile,
+    RegionOfInterest,
+    ShannonPatchFilter,
+    build_index,
+    find_roi_patches,
+)
+from denoizarr.pipeline.where_to_look import places_of, settings_of
+from denoizarr.stores.images import as_image
+
+PAGE = Path(__file__).parents[1] / "docs/coming-from.md"
+# what | there | here, and why | to have it as there | test
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in PAGE.read_text().splitlines()
+    if re.search(r"\| `test_\w+` \|$", line)
+]
+
+
+def planes(shape=(4, 256, 256), seed=0):
+    """Camera noise with a bright square of structure on every plane, uint16."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(100, 4, shape)
+    y, x = np.mgrid[0 : shape[-2] // 2, 0 : shape[-1] // 2]
+    image[..., : shape[-2] // 2, : shape[-1] // 2] += 200 + 80 * np.sin(x / 5) * np.cos(y / 7)
+    return image.round().astype(np.uint16)
+
+
+def box_means(plane, factor):
+    """The coarse level of a plane whose sides are multiples of the factor."""
+    height, width = plane.shape
+    return plane.reshape(height // factor, factor, width // factor, factor).mean((1, 3))
+
+
+def scaled(values):
+    return (values - values.min()) / np.ptp(values)
+
+
+# ---- the document
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[-1].strip("`"))
+def test_every_row_is_whole_and_names_its_test(row):
+    assert len(row) == 5
+    assert all(row)
+    assert callable(globals().get(row[-1].strip("`")))
+    # There is a way back, or a reason why there is none.
+    assert "`" in row[3] or row[3].startswith("none: ")
+
+
+def test_every_test_belongs_to_one_row():
+    named = [row[-1].strip("`") for row in ROWS]
+    others = {test_every_row_is_whole_and_names_its_test, test_every_test_belongs_to_one_row}
+    others |= {test_the_code_runs}
+    own = {name for name, value in globals().items() if name.startswith("test_") and value not in others}
+    assert sorted(named) == sorted(own)
+
+
+def sections():
+    """Yield (heading, code) of the parts of the document that have blocks called "Here"."""
+    for part in re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[1:]:
+        blocks = re.findall(r"^Here:\n\n```python\n(.*?)^```", part, re.MULTILINE | re.DOTALL)
+        if blocks:
+            yield part.splitlines()[0], "\n".join(blocks)
+
+
+@pytest.mark.parametrize(("heading", "code"), list(sections()))
+def test_the_code_runs(heading, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image = planes()
+    denoizarr.save_image(image, "stack.ome.zarr")
+    # The page trains for ten epochs of all patches.
+    assert ("num_epochs=10" in code) == ("denoizarr.train(" in code)
+    code = code.replace("num_epochs=10", "num_epochs=1, patches_per_epoch=16").replace(
+        "batch_size=64", "batch_size=8"
+    )
+    names = {"mask_data": (image > 150).astype(np.uint8)}
+    exec(compile(code, "the code of the page", "exec"), names)  # noqa: S102  # our own document
+    if "careamics" in heading.lower():
+        assert (tmp_path / "map.png").stat().st_size
+        assert names["keep"].dims == ("z", "y", "x")
+        assert 0 < names["covered"].n_patches < names["masked"].n_patches < names["index"].n_cells
+        assert names["denoiser"].denoise(image[0]).shape == image[0].shape
+    else:
+        assert (tmp_path / "roi.png").stat().st_size
+        assert len(names["origins"]) == 100
+        assert 0 < names["advice"] < 1
+        assert 0 < names["index"].n_patches < names["index"].n_cells
+        everywhere = 4 * 15 * 15
+        assert 0 < len(names["textured"]) < everywhere
+        assert 0 < len(names["edges"]) < everywhere
+
+
+# ---- CAREamics: patch filtering
+
+
+def test_borders_are_cropped():
+    constant = np.full((100, 100), 100, np.uint16)
+    mean, std = MeanStdPatchFilter.filter_map(constant, 64).values
+    assert (mean == 100).all()
+    assert (std == 0).all()
+    # As there, with zeros to the next whole region: a constant becomes darker, and varied.
+    padded = np.pad(constant, (0, 28))
+    mean, std = MeanStdPatchFilter.filter_map(padded, 64).values
+    assert (mean < 66).all()
+    assert (std > 40).all()
+
+
+def test_one_value_per_cell():
+    image = planes((2, 100, 90))
+    scores = ShannonPatchFilter.filter_map(image, (32, 48))
+    assert scores.shape == (2, 4, 2)
+    whole = ShannonPatchFilter.expand_to(scores, image)
+    expected = np.repeat(np.repeat(scores.values, 32, axis=1), 48, axis=2)[:, :100, :90]
+    np.testing.assert_array_equal(whole.values, expected)
+
+
+def test_a_score_at_the_threshold_is_kept():
+    scores = MaxPatchFilter.filter_map(planes(), 64)
+    threshold = float(scores.max())
+    assert MaxPatchFilter.apply_filter(scores, threshold).any()
+    assert not (scores > threshold).any()
+
+
+def test_maps_are_lazy_and_labelled():
+    scores = MeanStdPatchFilter.filter_map(planes(), 64)
+    assert isinstance(scores.data, da.Array)
+    assert scores.dims == ("statistic", "z", "y", "x")
+    assert list(scores.coords["statistic"].values) == ["mean", "std"]
+    assert scores.coords["y"].values.tolist() == [31.5, 95.5, 159.5, 223.5]
+    assert isinstance(scores.values, np.ndarray)
+
+
+def test_entropy_of_floats_has_256_bins():
+    image = planes().astype(np.float32) + np.random.default_rng(1).random((4, 256, 256), np.float32)
+    # Over distinct values all cells have nearly log2 of the number of voxels, empty or not.
+    _, counts = np.unique(image[0, 128:, 128:], return_counts=True)
+    p = counts / counts.sum()
+    assert -(p * np.log2(p)).sum() > 0.95 * np.log2(128 * 128)
+    scores = ShannonPatchFilter.filter_map(image, 64)
+    assert scores.max() <= 8
+    assert float(scores.min()) < 0.7 * float(scores.max())
+    rounded = image.round().astype(np.uint16)
+    _, counts = np.unique(rounded[0, :128, :128], return_counts=True)
+    p = counts / counts.sum()
+    found = ShannonPatchFilter.filter_map(rounded[0, :128, :128], 64)
+    np.testing.assert_allclose(found, -(p * np.log2(p)).sum(), atol=1e-10)
+
+
+def test_scores_keep_the_images_precision():
+    image = np.full((64, 64), 2**24 + 1, np.uint32)
+    image[0, 0] += 1
+    mean = MeanStdPatchFilter.filter_map(image, 32).sel(statistic="mean").values
+    np.testing.assert_allclose(mean, image.mean(dtype=np.float64), rtol=1e-15)
+    assert np.float32(image[1, 1]) != image[1, 1]
+    assert float(MaxPatchFilter.filter_map(image, 32).max()) == 2**24 + 1
+
+
+def test_a_threshold_may_be_left_out():
+    image = planes()
+    suggested = ShannonPatchFilter.suggest_threshold(ShannonPatchFilter.filter_map(image, 32))
+    assert build_index(image, 32, patch_filter=ShannonPatchFilter()).settings["threshold"] == suggested
+    told = build_index(image, 32, patch_filter=ShannonPatchFilter(threshold=5.5)).settings
+    assert told["threshold"] == 5.5
+
+
+def test_filter_and_its_configuration_are_one():
+    patch_filter = MaxPatchFilter(threshold=150, ref_channel=0, coverage=0.5)
+    index = build_index(planes(), 32, patch_filter=patch_filter, filtered_patch_prob=0.2)
+    expected = {"name": "max", "threshold": 150, "coverage": 0.5, "filtered_patch_prob": 0.2}
+    assert expected.items() <= index.settings.items()
+    assert build_index(planes(), 32).settings["filtered_patch_prob"] == 0.1
+
+
+def test_the_number_of_patches_is_a_sum_of_weights():
+    # The page's own log: a tenth of 6345 regions of background, drawn by chance.
+    assert round(20224 - 0.9 * 6345) != 14553
+    index = build_index(planes(), 32, patch_filter=ShannonPatchFilter(threshold=5.5))
+    background = int((index.weights.values < 1).sum())
+    assert 0 < background < index.n_cells
+    assert index.n_patches == round(index.n_cells - 0.9 * background)
+    assert index.summary() == (
+        f"Found {background} background regions. "
+        f"Number of patches has been reduced to {index.n_patches} from {index.n_cells}."
+    )
+
+
+def test_validation_respects_the_filter():
+    index = build_index(planes((10, 256, 256)), 32, patch_filter=ShannonPatchFilter(threshold=5.5))
+    training, validation = index.split(0.2)
+    whole, held, kept = (i.weights.values for i in (index, validation, training))
+    assert validation.n_patches
+    assert set(np.unique(held)) <= {0, np.float32(0.1), 1}
+    np.testing.assert_array_equal(held[held > 0], whole[held > 0])
+    assert not (kept[held > 0] > 0).any()
+
+
+def test_a_mask_is_aligned_with_its_image():
+    image = planes()
+    mask = (image > 150).astype(np.uint8)
+
+    def weights(of_mask):
+        return build_index(image, 32, mask=of_mask).weights.values
+
+    same = weights(mask)
+    covered = MaskPatchFilter.apply_filter(MaskPatchFilter.filter_map(mask, 32), 0.25).values
+    np.testing.assert_array_equal(same == 1, covered)
+    # At half the size, it lies over the whole image all the same; any number but 0 counts.
+    np.testing.assert_array_equal(weights(200 * mask[:, ::2, ::2]), same)
+    with pytest.raises(MisalignedGrid):
+        weights(mask[:, :200])
+
+
+def test_a_pair_is_applied_plane_by_plane():
+    image = planes((6, 128, 128))
+    assert MaxPatchFilter.filter_map(image, (64, 64)).shape == (6, 2, 2)
+    assert MaxPatchFilter.filter_map(image, (3, 64, 64)).shape == (2, 2, 2)
+    index = build_index(image, (3, 64, 64))
+    with pytest.raises(BadRequest, match="training on 3D patches"):
+        denoizarr.PatchStream(image, index)
+
+
+def test_samples_are_time_points_or_planes():
+    image = planes((3, 128, 128))
+    alone = [ShannonPatchFilter.filter_map(plane, 32).values for plane in image]
+    for dims in ("zyx", "tyx"):
+        together = ShannonPatchFilter.filter_map(xr.DataArray(image, dims=list(dims)), 32)
+        np.testing.assert_array_equal(together, np.stack(alone))
+    assert build_index(list(image), 32).n_cells == build_index(image, 32).n_cells
+
+
+def test_channels_stay_in_a_map():
+    image = xr.DataArray(planes((2, 128, 128)), dims=["c", "y", "x"])
+    assert MaxPatchFilter.filter_map(image, 32).dims == ("c", "y", "x")
+    second = MaxPatchFilter.filter_map(image, 32, ref_channel=1)
+    assert second.dims == ("y", "x")
+    np.testing.assert_array_equal(second, MaxPatchFilter.filter_map(image[1], 32))
+    with pytest.raises(BadRequest, match="no such channel"):
+        build_index(image, 32, patch_filter=MaxPatchFilter(threshold=1, ref_channel=2))
+
+
+def test_plots_are_figures_of_planes():
+    image = planes((6, 128, 128))
+    scores = MeanStdPatchFilter.filter_map(image, (3, 32, 32))
+    figure = MeanStdPatchFilter.plot_filter_map(image, scores, threshold=120, std_threshold=5, z_idx=5)
+    assert isinstance(figure, Figure)
+    titles = {axes.get_title(loc="left") for axes in figure.axes}
+    assert any(title.startswith("Kept") for title in titles)
+    plain = MeanStdPatchFilter.plot_filter_map(image, scores, z_idx=5)
+    assert not any(axes.get_title(loc="left").startswith("Kept") for axes in plain.axes)
+    assert any("z = 5" in axes.get_title(loc="left") + axes.get_title() for axes in figure.axes)
+
+
+# ---- autoStructN2V: regions of interest
+
+
+def test_regions_of_interest_are_off():
+    job = JobConfig.load({"input": "in", "output": "out"})
+    assert (job.stage1.use_roi, job.stage2.use_roi) == (False, False)
+    assert (job.stage1.select_background, job.stage2.select_background) == (True, False)
+    assert (job.stage1.roi_threshold, job.stage1.scale_factor) == (0.5, 0.25)
+    page = {"input": "in", "output": "out", "stage1": {"use_roi": True}}
+    assert JobConfig.load(page).stage1.use_roi
+
+
+def test_the_filter_works_inside_regions():
+    image, patch_filter = planes(), ShannonPatchFilter(threshold=5.5)
+    structure = RegionOfInterest(sigma=8, threshold=0.6)
+    alone = build_index(image, 32, roi=structure).weights.values
+    both = build_index(image, 32, roi=structure, patch_filter=patch_filter).weights.values
+    filtered = build_index(image, 32, patch_filter=patch_filter).weights.values
+    np.testing.assert_array_equal(both, np.where(alone > 0, filtered, 0))
+    background = RegionOfInterest(sigma=8, select_background=True)
+    np.testing.assert_array_equal(
+        build_index(image, 32, roi=background, patch_filter=patch_filter).weights,
+        build_index(image, 32, roi=background).weights,
+    )
+    mask = np.zeros(image.shape, np.uint8)
+    mask[..., 128:] = 1
+    masked = build_index(image, 32, roi=background, mask=mask).weights.values
+    assert set(np.unique(masked)) == {0, np.float32(0.1), 1}
+
+
+def test_the_level_is_made_of_box_means():
+    plane = planes((128, 128))
+    level = RegionOfInterest(sigma=0, equalize="none").preprocess(plane).values
+    np.testing.assert_allclose(level, scaled(box_means(plane, 4)), atol=1e-12)
+
+
+def test_sigma_is_in_pixels_of_the_image():
+    plane = planes((256, 256))
+    small = box_means(plane, 4)
+    # The page's 3 pixels of the reduced image are 12 of the image.
+    roi = RegionOfInterest(sigma=3 / 0.25, scale_factor=0.25, equalize="none")
+    blurred = gaussian_filter(small, 3.0, mode="constant") / gaussian_filter(
+        np.ones_like(small), 3.0, mode="constant"
+    )
+    np.testing.assert_allclose(roi.preprocess(plane), scaled(blurred), atol=1e-9)
+
+
+def test_nothing_is_mirrored_at_the_border():
+    plane = planes((256, 256))
+    small = box_means(plane, 4)
+    mirrored = gaussian_filter(small, 3.0)
+    weights = gaussian_filter(np.ones_like(small), 3.0, mode="constant")
+    cropped = gaussian_filter(small, 3.0, mode="constant") / weights
+    inner = np.s_[12:-12, 12:-12]
+    np.testing.assert_allclose(mirrored[inner], cropped[inner])
+    assert np.abs(mirrored - cropped).max() > 1
+    level = RegionOfInterest(sigma=12, equalize="none").preprocess(plane).values
+    np.testing.assert_allclose(level, scaled(cropped), atol=1e-9)
+
+
+def test_a_large_blur_is_bounded():
+    plane = planes((512, 512))
+    roi = RegionOfInterest(sigma=100, equalize="none")
+    level = roi.preprocess(plane)
+    small = box_means(plane, 4)
+    weights = gaussian_filter(np.ones_like(small), 25.0, mode="constant")
+    true = gaussian_filter(small, 25.0, mode="constant") / weights
+    bound = level.attrs["bound"]
+    assert 0 < bound <= 0.01 * np.ptp(small)
+    # Back from 0..1 to intensities: both ends may be off by the bound.
+    assert np.abs(level.values - scaled(true)).max() * np.ptp(true) <= 3 * bound
+
+
+def test_equalisation_is_global():
+    plane = planes((256, 256))
+    blurred = RegionOfInterest(sigma=12, equalize="none").preprocess(plane).values
+    ranks = RegionOfInterest(sigma=12).preprocess(plane).values
+    position = np.argsort(np.argsort(blurred.ravel())) / (blurred.size - 1)
+    np.testing.assert_allclose(ranks.ravel(), position, atol=0.01)
+    adaptive = RegionOfInterest(sigma=12, equalize="adaptive").preprocess(plane).values
+    np.testing.assert_allclose(adaptive, equalize_adapthist(blurred), atol=1e-6)
+    assert np.abs(adaptive - ranks).max() > 0.1
+
+
+def test_planes_are_equalised_together():
+    image = planes((2, 128, 128))
+    image[1] += 1000
+    roi = RegionOfInterest(sigma=0)
+    together = roi.preprocess(image).values
+    assert together[1].min() > together[0].max()
+    alone = [roi.preprocess(plane).values for plane in image]
+    assert alone[0].max() == alone[1].max() == 1
+
+
+def test_background_is_dark():
+    plane = planes((256, 256))  # bright in the first quarter
+    roi = RegionOfInterest(sigma=8, threshold=0.5, select_background=True)
+    dark = find_roi_patches(plane, 32, roi)
+    assert not (dark < 64).all(axis=1).any()
+    bright = find_roi_patches(
+        plane, 32, RegionOfInterest(sigma=8, threshold=0.5, select_background=True, background="bright")
+    )
+    assert (bright < 64).all(axis=1).any()
+
+
+def page_windows(enhanced, side, threshold, above):
+    """The page's sliding window, where the window lies inside the level."""
+    stride = side // 2
+    found = []
+    for y in range(0, enhanced.shape[0] - side + 1, stride):
+        for x in range(0, enhanced.shape[1] - side + 1, stride):
+            mean = np.mean(enhanced[y : y + side, x : x + side])
+            if (above and mean > threshold) or (not above and mean < threshold):
+                found.append((4 * y, 4 * x))
+    return found
+
+
+def test_a_window_is_one_patch_large():
+    plane = planes((256, 256))
+    roi = RegionOfInterest(sigma=8, threshold=0.4)
+    enhanced = roi.preprocess(plane).values
+    # A patch of 32 pixels is a window of 8; the page's window of 32 is four patches wide.
+    assert [tuple(o) for o in find_roi_patches(plane, 32, roi)] == page_windows(enhanced, 8, 0.4, True)
+    assert [tuple(o) for o in find_roi_patches(plane, 32 * 4, roi)] == page_windows(enhanced, 32, 0.4, True)
+
+
+def test_the_last_window_is_whole():
+    plane = planes((250, 230))
+    everything = find_roi_patches(plane, 32, RegionOfInterest(sigma=8, threshold=-1.0))
+    assert everything.min(0).tolist() == [0, 0]
+    assert everything.max(0).tolist() == [250 - 32, 230 - 32]
+
+
+def test_a_coarse_pixel_is_whole_pixels():
+    with pytest.raises(BadRequest, match=r"0\.25 \(1 / 4\) or 0\.333333 \(1 / 3\)"):
+        RegionOfInterest(scale_factor=0.3)
+    with pytest.raises(BadRequest, match=r"at least 0\.5"):
+        find_roi_patches(planes((64, 64)), 4, RegionOfInterest(sigma=0))
+
+
+def test_a_cap_takes_patches_everywhere():
+    plane = planes((256, 256))
+    roi = RegionOfInterest(sigma=8, threshold=-1.0)
+    everything = find_roi_patches(plane, 32, roi)
+    first, capped = everything[:40], find_roi_patches(plane, 32, roi, max_patches=40)
+    assert len(capped) == 40
+    assert first[:, 0].max() < 64
+    assert capped[:, 0].max() > 128
+    assert {tuple(o) for o in capped} <= {tuple(o) for o in everything}
+    other = find_roi_patches(plane, 32, roi, max_patches=40, seed=1)
+    assert {tuple(o) for o in other} != {tuple(o) for o in capped}
+
+
+def test_origins_are_whole_numbers_of_every_dim():
+    found = find_roi_patches(planes(), 32, RegionOfInterest(sigma=8))
+    assert found.dtype == np.int64
+    assert found.shape[1] == 3
+    assert set(found[:, 0]) == {0, 1, 2, 3}
+    assert find_roi_patches(planes((256, 256)), 32, RegionOfInterest(sigma=8)).shape[1] == 2
+
+
+def test_a_threshold_counts_on_the_level():
+    plane = planes((256, 256))
+    roi = RegionOfInterest(sigma=8)
+    # The image's own median says nothing of its ranks.
+    assert np.median(scaled(plane.astype(float))) < 0.1
+    # A quarter is bright: three quarters of the ranks are dark.
+    assert roi.suggest_threshold(plane) == pytest.approx(0.75, abs=0.08)
+    even = np.random.default_rng(0).normal(100, 5, (256, 256))
+    assert roi.suggest_threshold(even) == 0.5
+    quantile = RegionOfInterest(sigma=8, equalize="none", threshold=Quantile(0.5))
+    assert len(find_roi_patches(plane, 32, quantile))
+
+
+def test_nothing_selected_is_an_error():
+    with pytest.raises(EmptyIndex, match="selects half of the windows"):
+        find_roi_patches(planes((256, 256)), 32, RegionOfInterest(sigma=8, threshold=1.0))
+
+
+def test_both_stages_share_what_is_kept():
+    stages = {f"stage{n}": {"patch_size": 32, "use_roi": True} for n in (1, 2)}
+    job = JobConfig.load({"input": "in", "output": "out", **stages})
+    images = [as_image(planes())]
+    first, second = (settings_of(job, images, stage) for stage in (job.stage1, job.stage2))
+    assert first.roi.select_background
+    assert not second.roi.select_background
+    place = places_of(job, ["a"], "a", first, first).roi
+    assert place.startswith(job.output.url)
+    assert places_of(job, ["a"], "a", second, first).roi == place
+    # Another blur is another measurement.
+    other = JobConfig.load(job.model_dump() | {"stage2": {**stages["stage2"], "roi_sigma": 20}})
+    blurred = settings_of(other, images, other.stage2)
+    assert places_of(other, ["a"], "a", blurred, first).roi != place
+
+
+def test_training_patches_begin_anywhere():
+    plane = planes((256, 256))
+    roi = RegionOfInterest(sigma=8, threshold=0.6)
+    windows = find_roi_patches(plane, 32, roi)
+    index = build_index(plane, 32, roi=roi)
+    assert set(np.unique(index.weights)) == {0, 1}
+    drawn = index.sample(500)
+    assert len({tuple(o) for o in drawn}) > 5 * len(windows)
+    # A cell's centre lies in a window, and the patch is at most half a patch off its cell.
+    distance = np.abs(drawn[:, None] - windows[None]).max(axis=2).min(axis=1)
+    assert distance.max() <= 32
+
+
+def texture(level):
+    """The seed page's kind of score: how much a pixel's surroundings vary."""
+    return gaussian_filter(np.hypot(sobel(level, axis=0), sobel(level, axis=1)), 3)
+
+
+def test_a_custom_function_is_a_score():
+    plane = planes((256, 256))
+    roi = RegionOfInterest(score=Criterion(texture, above=Quantile(0.75), halo=16), scale_factor=1.0)
+    level = roi.preprocess(plane).values
+    values = texture(scaled(plane.astype(float))).astype(np.float32)
+    expected = values > np.quantile(values, 0.75, method="inverted_cdf")
+    np.testing.assert_array_equal(level, expected)
+    assert 0 < len(find_roi_patches(plane, 32, roi)) < 15 * 15
+
+
+def test_several_criteria_are_a_fraction_of_the_window():
+    plane = planes((256, 256))
+    edges = Criterion(texture, above=Quantile(0.25), halo=16)
+    roi = RegionOfInterest(score=Criterion(above=0.3, below=0.7) & edges, scale_factor=1.0, threshold=0.1)
+    image = scaled(plane.astype(float))
+    values = texture(image).astype(np.float32)
+    mask = (image > 0.3) & (image < 0.7) & (values > np.quantile(values, 0.25, method="inverted_cdf"))
+    means = {
+        (y, x): mask[y : y + 32, x : x + 32].mean() for y in range(0, 225, 16) for x in range(0, 225, 16)
+    }
+    found = {tuple(int(v) for v in o) for o in find_roi_patches(plane, 32, roi)}
+    assert found == {o for o, mean in means.items() if mean > 0.1}
+    assert found

@@ -30,6 +30,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "plot_roi_patches",
     ),
     "selection.index_builder": ("build_index",),
+    "selection.on_disk": ("open_filter_map",),
     "selection.patch_index": ("PatchIndex",),
     "training.patch_stream": ("PatchStream",),
     "training.structure": ("StructuralNoiseExtractor",),
@@ -117,6 +118,7 @@ if TYPE_CHECKING:
     from denoizarr.selection.filters import MeanStdPatchFilter as MeanStdPatchFilter
     from denoizarr.selection.filters import ShannonPatchFilter as ShannonPatchFilter
     from denoizarr.selection.index_builder import build_index as build_index
+    from denoizarr.selection.on_disk import open_filter_map as open_filter_map
     from denoizarr.selection.patch_index import PatchIndex as PatchIndex
     from denoizarr.selection.regions_of_interest import Criterion as Criterion
     from denoizarr.selection.regions_of_interest import Quantile as Quantile

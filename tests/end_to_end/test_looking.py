@@ -110,7 +110,7 @@ def _bad(tmp_path: Path) -> dict[str, tuple[tuple[str, ...], str]]:
             ("--patch-size", "16", "--threshold", "99"),
             "EmptyIndex: the patch filter keeps no cell",
         ),
-        "setting": (("--coverage", "0.5"), "BadRequest: a setting of the filter max or mask"),
+        "setting": (("--coverage", "0.5"), "BadRequest: coverage does not apply to this filter"),
         "region": (("--use-roi", "--patch-size", "4"), "BadRequest: "),
     }
 

@@ -46,7 +46,7 @@ def checked(image, patch=(8, 8), **options):
             PatchTooLarge,
             r"larger than the image at image 0.*patch 41 x 8, expected at most 40 x 50",
         ),
-        ((7, 8, 8), {}, PatchTooLarge, r"patch 7 x 8 x 8, expected at most 6 x 40 x 50 \(z x y x x\)"),
+        ((7, 8, 8), {}, PatchTooLarge, r"patch 7 x 8 x 8, expected at most 6 x 40 x 50 \(z, y, x\)"),
         (
             (8, 8),
             {"patch_filter": MaxPatchFilter(5, ref_channel=1)},

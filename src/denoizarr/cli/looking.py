@@ -25,16 +25,26 @@ StdThreshold = Annotated[
 RefChannel = Annotated[int, typer.Option(help="The channel that is scored.")]
 Coverage = Annotated[
     float | None,
-    typer.Option(help="Fraction of a region that must reach the maximum; default 0.25, in 3D 0.125."),
+    typer.Option(help="Of max, and of --filter mask: fraction of a region; default 0.25, in 3D 0.125."),
 ]
 Masks = Annotated[
     list[str] | None,
     typer.Option(help="A precomputed mask: OME-Zarr, Zarr, TIFF, PNG or npy; one for each image."),
 ]
 MaskCoverage = Annotated[
-    float | None, typer.Option(help="Fraction of a region that the mask must cover; default as --coverage.")
+    float | None,
+    typer.Option(help="Fraction of a region that the mask must cover; default 0.25, in 3D 0.125."),
 ]
 MaskMissing = Annotated[str, typer.Option(help="A chunk that the mask's store lacks: error or fill.")]
+_ROI_OPTIONS = {
+    "threshold": "--roi-threshold",
+    "select_background": "--select-background",
+    "scale_factor": "--scale-factor",
+    "sigma": "--roi-sigma",
+    "equalize": "--roi-equalize",
+    "overlap": "--roi-overlap",
+    "background": "--roi-background",
+}
 PlotFile = Annotated[Path | None, typer.Option("--plot", help="Write a picture, a PNG.")]
 
 
@@ -111,7 +121,7 @@ def index(
         bool, typer.Option(help="Regions of background in place of structure; the filter is then off.")
     ] = False,
     roi_threshold: Annotated[
-        float | None, typer.Option(help="On the equalised window means, 0 to 1; default 0.5.")
+        float | None, typer.Option(min=0, max=1, help="On the equalised window means; default 0.5.")
     ] = None,
     scale_factor: Annotated[
         float | None, typer.Option(help="Of the coarse level that regions are sought on; default 0.25.")
@@ -153,9 +163,13 @@ def index(
     }
     roi_settings = {name: value for name, value in given.items() if value is not None}
     if roi_settings and not use_roi:
-        names = ", ".join(roi_settings)
-        raise typer.BadParameter(f"{names} of regions of interest need it", param_hint="--use-roi")
+        names = ", ".join(_ROI_OPTIONS[name] for name in roi_settings)
+        raise typer.BadParameter(f"{names} go with it", param_hint="--use-roi")
     of_mask = filter_name == "mask"
+    if of_mask and coverage is not None and mask_coverage is not None:
+        raise typer.BadParameter(
+            "are the same with --filter mask; give one", param_hint="--coverage, --mask-coverage"
+        )
     if not mask and (mask_coverage is not None or mask_missing != "error"):
         raise typer.BadParameter("--mask-coverage and --mask-missing need it", param_hint="--mask")
     chosen = filter_of(

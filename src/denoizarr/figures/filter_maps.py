@@ -24,6 +24,7 @@ _UNSCORED = "#dddddd"
 _FEW_PIXELS = 120
 # Pictures wider than this stand one above the other instead of side by side.
 _WIDE = 2.4
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +116,8 @@ def filter_map_figure(
         panel.set_xlim(-0.5, image.shape[1] - 0.5)
         panel.set_ylim(image.shape[0] - 0.5, -0.5)
     for panel, part in zip(histograms, drawn, strict=True):
-        # With two maps a cell may be dropped by the other: each histogram shows its own threshold.
-        _histogram(panel, part, kept if len(drawn) == 1 else _reaches(part))
+        # The same colours in every panel: with two maps a cell may be dropped by the other's threshold.
+        _histogram(panel, part, kept)
     return figure
 
 
@@ -331,7 +332,9 @@ def _edges(part: _Map, number: int) -> np.ndarray:
     places = np.array([*part.limits, part.mark() if part.mark() is not None else part.limits[0]])
     bottom, top, start = places if scale is None else np.arcsinh(places / scale)
     width = (top - bottom) / number
-    first, last = np.floor((bottom - start) / width), np.ceil((top - start) / width)
+    # A whole number but for rounding is that number: no bin of nothing beyond an extreme.
+    first = np.floor((bottom - start) / width + _ROUNDING)
+    last = np.ceil((top - start) / width - _ROUNDING)
     edges: np.ndarray = start + width * np.arange(first, last + 1)
     if scale is not None:
         edges = scale * np.sinh(edges)

@@ -20,9 +20,14 @@ _DRAWN = 40_000
 _ENOUGH = 40
 
 _LABELS = {
-    "shannon": "Shannon entropy (bit)",
-    "max": "typical maximum (grey levels)",
-    "mean_std": "mean intensity (grey levels)",
+    "shannon": ("Shannon entropy (bit)",),
+    "max": ("maximum (grey levels)",),
+    "mean_std": ("mean (grey levels)", "standard deviation (grey levels)"),
+}
+_THRESHOLDS = {
+    "shannon": ("threshold",),
+    "max": ("threshold",),
+    "mean_std": ("mean_threshold", "std_threshold"),
 }
 
 
@@ -32,19 +37,19 @@ class FilterPlane:
 
     Attributes
     ----------
-    values : (cells y, cells x) float array
+    maps : dict of (cells y, cells x) float arrays
+        By label: one, or mean and standard deviation.
+    thresholds : dict of float
+        By label, where there is one.
     keep : (cells y, cells x) array of bool
-        False where the index gives a cell less than its full chance.
-    threshold : float or None
-    label : str
+        What the filter keeps, whatever mask and regions of interest leave of it.
     cell_shape : (int, int)
         Pixels, (y, x).
     """
 
-    values: np.ndarray[Any, Any]
+    maps: dict[str, np.ndarray[Any, Any]]
+    thresholds: dict[str, float]
     keep: np.ndarray[Any, Any]
-    threshold: float | None
-    label: str
     cell_shape: tuple[int, int]
 
 
@@ -99,17 +104,12 @@ def filter_plane(run: RunFolder, index: PatchIndex, planes: Planes) -> FilterPla
     scores = _scores(_map_url(run), name, planes, patch)
     if scores is None:
         return None
-    weights = index.weights[0] if isinstance(index.weights, list) else index.weights
-    place = {dim: number for dim, number in planes.position.items() if dim in weights.dims}
-    chances = np.asarray(weights.isel(place).values)[_shown(planes, patch)]
-    highest = float(np.max(chances)) if chances.size else 1.0
-    return FilterPlane(
-        values=scores,
-        keep=np.asarray(chances >= 0.999 * highest) if highest > 0 else np.zeros(chances.shape, bool),
-        threshold=_threshold(index.settings),
-        label=_LABELS.get(name, name),
-        cell_shape=patch,
-    )
+    maps = dict(zip(_LABELS[name], scores, strict=True))
+    chosen = [number_in(index.settings, key) for key in _THRESHOLDS[name]]
+    thresholds = {label: value for label, value in zip(maps, chosen, strict=True) if value is not None}
+    reached = [maps[label] >= value for label, value in thresholds.items()]
+    keep = np.logical_and.reduce(reached) if reached else np.ones(scores.shape[1:], bool)
+    return FilterPlane(maps, thresholds, keep, patch)
 
 
 def how_chosen(settings: Mapping[str, Any]) -> list[str]:
@@ -142,28 +142,27 @@ def _map_url(run: RunFolder) -> str:
 
 def _filter_name(settings: Mapping[str, Any]) -> str | None:
     value = settings.get("name")
-    return value if isinstance(value, str) else None
-
-
-def _threshold(settings: Mapping[str, Any]) -> float | None:
-    found = [number_in(settings, key) for key in ("threshold", "mean_threshold")]
-    return next((value for value in found if value is not None), None)
+    return value if isinstance(value, str) and value in _LABELS else None
 
 
 def _scores(url: str, name: str, planes: Planes, patch: tuple[int, int]) -> np.ndarray[Any, Any] | None:
-    """Read the cells' scores over what is shown; of a score of several values, the first (the mean)."""
+    """Read the cells' scores over what is shown: one plane for each value of the score."""
     if not locations.exists(url):
         return None
     cells = open_cells(url, name)
     if cells is None:
         raise BadRequest("no such score in the filter map", where=url, got=name)
     index = [
-        planes.position.get(dim, 0) if size > 1 else 0
+        slice(None) if dim == "statistic" else _only(planes.position.get(dim, 0) if size > 1 else 0)
         for dim, size in zip(cells.dims[:-2], cells.shape[:-2], strict=True)
     ]
     with locations.translated(url):
-        found = cells[(*(slice(i, i + 1) for i in index), *_shown(planes, patch))]
-    return found.reshape(found.shape[-2:])
+        found = cells[(*index, *_shown(planes, patch))]
+    return found.reshape(-1, *found.shape[-2:])
+
+
+def _only(number: int) -> slice:
+    return slice(number, number + 1)
 
 
 def _shown(planes: Planes, patch: tuple[int, int]) -> tuple[slice, slice]:

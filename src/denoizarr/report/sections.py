@@ -139,9 +139,9 @@ def _filter_picture(run: RunFolder, index: PatchIndex, planes: Planes) -> Pictur
         return None
     figure = filter_map_figure(
         planes.raw,
-        {scores.label: scores.values},
+        scores.maps,
         scores.keep,
-        thresholds={} if scores.threshold is None else {scores.label: scores.threshold},
+        thresholds=scores.thresholds,
         cell_shape=scores.cell_shape,
         title="Where the filter looks",
     )

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import xarray as xr
 
-from denoizarr.errors import BadRequest
+from denoizarr.errors import BadRequest, PatchTooLarge
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import Grid
 from denoizarr.kernels.regions import region_counts
@@ -27,20 +27,29 @@ def patch_extents(patch_size: PatchSize) -> Patch:
     Raises
     ------
     BadRequest
-        For anything else, y or x below 2, z below 1, and cells of over 2**23 voxels.
+        For anything else, y or x below 2, z below 1.
+    PatchTooLarge
+        For over 2**23 voxels.
     """
     sizes: tuple[Any, ...] = (
         tuple(patch_size) if isinstance(patch_size, list | tuple) else (patch_size, patch_size)
     )
     whole = len(sizes) in (2, 3) and all(
-        isinstance(s, int | np.integer | float) and int(s) == s for s in sizes
+        isinstance(s, int | np.integer) or (isinstance(s, float) and s.is_integer()) for s in sizes
     )
-    if not whole or min(sizes[-2:]) < 2 or sizes[0] < 1 or prod(sizes) > _LARGEST_CELL:
+    if not whole or min(sizes[-2:]) < 2 or sizes[0] < 1:
         raise BadRequest(
             "not a patch size",
             where="patch_size",
             got=patch_size,
-            expected="an int or a pair (y, x), at least 2, or a triple (z, y, x), of at most 2**23 voxels",
+            expected="an int or a pair (y, x), at least 2, or a triple (z, y, x)",
+        )
+    if prod(int(s) for s in sizes) > _LARGEST_CELL:
+        raise PatchTooLarge(
+            "the patch is larger than any that is scored",
+            where="patch_size",
+            got=patch_size,
+            expected="at most 2**23 voxels, such as 2896 x 2896 or 203 x 203 x 203",
         )
     return tuple(int(s) for s in sizes)
 
@@ -95,7 +104,8 @@ class Cells:
     @property
     def volume_patch(self) -> tuple[int, int, int]:
         """The patch as (z, y, x); one along z where it has none."""
-        return ((1,) * (3 - len(self.patch)) + self.patch)[0:3]  # type: ignore[return-value]
+        depth = self.patch[0] if len(self.patch) == 3 else 1
+        return depth, self.patch[-2], self.patch[-1]
 
     @property
     def counts(self) -> tuple[int, ...]:

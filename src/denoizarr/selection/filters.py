@@ -380,7 +380,10 @@ def filter_of(
     ):
         if value is not None and name not in owners:
             raise BadRequest(
-                f"a setting of the filter {' or '.join(owners)}", where=setting, got=f"filter {name}"
+                f"{setting} does not apply to this filter",
+                where=setting,
+                got=f"filter {name}",
+                expected=" or ".join(owners),
             )
     if name == "shannon":
         return ShannonPatchFilter(threshold, ref_channel)

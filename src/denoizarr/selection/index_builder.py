@@ -228,6 +228,12 @@ def _nothing_kept(rules: Sequence[_Rule]) -> EmptyIndex:
         largest.append(high)
     both = ", reached by the same cell" if len(largest) == 2 else ""
     if isinstance(chosen, MaskPatchFilter):
+        if largest[0] == 0:
+            return EmptyIndex(
+                "the mask is zero everywhere under the image",
+                where="mask",
+                remedy="check the file, its channel, and how it reads chunks that its store lacks",
+            )
         # A thin mask may cover less of every region than the usual coverage.
         better = {"coverage": min(chosen.suggest_threshold(maps[0]), largest[0])}
     else:

@@ -165,7 +165,7 @@ def _check_images(
                 "the patch is larger than the image",
                 where=where,
                 got=f"patch {' x '.join(map(str, patch))}",
-                expected=f"at most {' x '.join(map(str, extent))} ({' x '.join(names)})",
+                expected=f"at most {' x '.join(map(str, extent))} ({', '.join(names)})",
                 remedy="choose a smaller patch_size",
             )
         if roi is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from denoizarr.errors import BadRequest
 from denoizarr.figures.canvas import png_of
@@ -43,6 +44,7 @@ def look_at_filter_map(
         JSON-able, with ``lines`` for people.
     """
     _check_plot(plot)
+    _check_plane(as_images(url)[0], t=t_idx, z=z_idx)
     found = write_filter_map(url, destination, patch_size, patch_filter, mask=mask, threads=threads)
     resolved = patch_filter.resolved(found)
     given = getattr(patch_filter, patch_filter.threshold_name) is not None
@@ -128,7 +130,7 @@ def look_at_index(
         if len(index.shapes) > 1:
             origins = origins[origins[:, 0] == 0, 1:]
         figure = plot_roi_patches(
-            as_images(list(urls))[0], origins, index.patch_size, title="Patches drawn from the index"
+            as_images(list(urls))[0], origins, index.patch_size, title="Patches drawn as training draws them"
         )
         locations.put(str(plot), png_of(figure))
         lines.append(f"picture {plot}")
@@ -147,7 +149,21 @@ def _thresholds_in(settings: Mapping[str, Any]) -> list[str]:
     found = [f"{name} {settings[name]:g}" for name in _THRESHOLDS if settings.get(name) is not None]
     if "mask" in settings:
         found.append(f"mask coverage {settings['mask']['coverage']:g}")
-    return [f"{settings.get('name', 'no filter')}: {', '.join(found)}"] if found else []
+    name = settings.get("name", "mask" if "mask" in settings else "no filter")
+    return [f"{name}: {', '.join(found)}"] if found else []
+
+
+def _check_plane(image: xr.DataArray, **chosen: int | None) -> None:
+    """Refuse a plane that the image has not, before an hour's work and not after."""
+    for dim, number in chosen.items():
+        size = int(image.sizes.get(dim, 1))
+        if number is not None and not (dim in image.dims and -size <= number < size):
+            raise BadRequest(
+                "no such plane",
+                where=f"--{dim}-idx",
+                got=number,
+                expected=f"0 to {size - 1}" if dim in image.dims else f"none: the image has no {dim}",
+            )
 
 
 def _check_plot(plot: Path | None) -> None:

@@ -150,12 +150,15 @@ class PatchIndex:
 
     def summary(self) -> str:
         """Return the log line that says what the filter did."""
-        outside = self._count(OUTSIDE) if "roi" in self.settings else 0
-        where = f" {outside} more lie outside the regions of interest." if outside else ""
-        return (
-            f"Found {self.n_background - outside} background regions.{where} "
-            f"Number of patches has been reduced to {self.n_patches} from {self.n_cells}."
-        )
+        if "roi" not in self.settings:
+            found = f"Found {self.n_background} background regions."
+        else:
+            outside = self._count(OUTSIDE)
+            found = (
+                f"{self.n_cells - outside} of {self.n_cells} cells lie in the regions of interest, "
+                f"{self.n_background - outside} of them background by filter or mask."
+            )
+        return f"{found} Number of patches has been reduced to {self.n_patches} from {self.n_cells}."
 
     @property
     def plane_patch(self) -> tuple[int, int]:
@@ -186,8 +189,8 @@ class PatchIndex:
         Returns
         -------
         int64 array (n, dims)
-            First voxel of each patch along ``dims``, clipped so that the patch lies in the image; with
-            several images a leading column holds the image's number.
+            First voxel of each patch along ``dims``, so that the patch lies in the image; with several
+            images a leading column holds the image's number.
 
         Raises
         ------
@@ -228,14 +231,20 @@ class PatchIndex:
         cells : int64 array (n, dims)
         uniform : float64 array (n, axes of the patch)
             In [0, 1), for each axis of the patch: where in the range ``-P//2 .. P - P//2 - 1`` around the
-            cell's own origin. Neighbouring cells' ranges meet and do not overlap: equal weights, equally
-            likely positions.
+            cell's own origin, cut at the image's border. Neighbouring cells' ranges meet and do not overlap
+            inside the image: equal weights, equally likely positions. At its border, where a range has
+            half as many positions, they are twice as likely.
         """
         origins: Origins = cells * np.array(self.cells_of(number).step)
         for axis, patch in zip(range(-len(self.patch_size), 0), self.patch_size, strict=True):
+            start, last = origins[:, axis], self.shapes[number][axis] - patch
+            own = np.minimum(start, last)
             if self.jitter:
-                origins[:, axis] += np.floor(uniform[:, axis] * patch).astype(np.int64) - patch // 2
-            np.clip(origins[:, axis], 0, self.shapes[number][axis] - patch, out=origins[:, axis])
+                # Never before the neighbour of a short last cell: the guard of a split is one cell wide.
+                low = np.maximum(np.maximum(own - patch // 2, start - patch), 0)
+                high = np.minimum(own + patch - patch // 2 - 1, last)
+                own = low + np.floor(uniform[:, axis] * (high - low + 1)).astype(np.int64)
+            origins[:, axis] = own
         return origins
 
     def split(self, fraction: float = 0.1, seed: int = 0) -> tuple[PatchIndex, PatchIndex]:

@@ -41,6 +41,8 @@ from .sweeps import Sweep, plan_sweep
 
 # A record holds the merged histograms of its blocks; a batch lasts a few seconds.
 _BATCH_BYTES, _MOST_BLOCKS_PER_BATCH = 256 * 2**20, 64
+# What the slabs of all threads of a process may take; a thread holds about three times its slab.
+_THREADS_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,8 @@ def survey(
     client : distributed.Client, optional
         Runs the tasks; needs an image with a URL. With a ``destination`` the workers write there.
     threads : int
-        Of this process, without a client. The result does not depend on them.
+        Of this process, without a client; fewer work where their slabs would take more than 4 GiB together.
+        The result does not depend on them.
     progress : bool
     coverage : float, optional
         Of the max score; a quarter in 2D and an eighth in 3D unless told.
@@ -145,6 +148,7 @@ def survey(
         ledger.forget(ending=f"-{tag}")
     target = stored.url or (stored.group if client is None else None)
     work = _Work(voxels, sweep, scores, target)
+    most_threads = max(_THREADS_BYTES // (3 * sweep.slab_voxels * voxels.dtype.itemsize), 1)
 
     def run(
         name: str, task: Callable[[Any, int], Record], spec: _Work, merge: Callable[[list[Record]], Record]
@@ -154,7 +158,7 @@ def survey(
             step,
             ledger=ledger,
             client=client,
-            threads=threads,
+            threads=min(threads, most_threads),
             progress=progress,
             label=_label(name, scores),
             sink=None if spec.destination is not None else lambda record: _receive(stored, sweep, record),

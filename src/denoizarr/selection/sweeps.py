@@ -86,6 +86,13 @@ class Sweep:
     axis: int
     slab: int
 
+    @property
+    def slab_voxels(self) -> int:
+        """Most voxels that are held at once: a slab, and what is kept of the one before it."""
+        extents = list(self.cells.voxels_of_regions(self.grid.box(0)).shape)
+        extents[self.axis] = min(self.slab + 2 * self.cells.step[self.axis], extents[self.axis])
+        return prod(extents)
+
     def slabs(self, reader: ImageReader, block: Box) -> Iterator[Slab]:
         """Read a block of regions, each of its voxels once."""
         cells, axis, step = self.cells, self.axis, self.cells.step[self.axis]

@@ -46,7 +46,8 @@ def plan(
         raise typer.Exit(2)
     lines = (
         f"blocks {planned.blocks} in {planned.batches} batches\n"
-        f"inference reads {planned.bytes_read / 2**20:.1f} MiB, writes {planned.bytes_written / 2**20:.1f} MiB\n"
+        f"inference reads {planned.bytes_read / 2**20:.1f} MiB, "
+        f"writes {planned.bytes_written / 2**20:.1f} MiB\n"
         f"memory at most {planned.bytes_per_worker / 2**20:.0f} MiB per worker\n"
         f"computes {planned.recompute_factor:.2f} voxels per voxel kept\n"
         f"roughly {planned.seconds / 60:.1f} minutes on this machine, training included"

@@ -17,7 +17,6 @@ from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import Grid
 from denoizarr.kernels.regions import cells_from_regions
 from denoizarr.stores.images import ImageLike, as_image, reader_of
-from denoizarr.stores.records import digest
 from denoizarr.stores.sources import ImageReader
 
 from .cells import Cells, PatchSize, patch_extents
@@ -119,9 +118,7 @@ def _stored_regions(reader: ImageReader, sweep: Sweep, score: Score) -> da.Array
         fine = [dask.delayed(_fine_block)(reader, sweep, i, located) for i in range(len(grid))]
         bounds = dask.delayed(bounds_of)(located, _tree(fine))
     lead = tuple((n,) for n in score.leading)
-    # Of an image that only this process has, the identity may be a digest of all its voxels.
-    key = [reader.identity, list(cells.patch), score.name, score.coverage] if reader.source else uuid4().hex
-    name = f"filter-map-{digest(key)}"
+    name = f"filter-map-{uuid4().hex}"  # what a map is of, and how, is more than a name can be trusted with
     array: da.Array = da.map_blocks(
         _score_stored,
         chunks=lead + _chunks_of(grid),

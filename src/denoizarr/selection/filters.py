@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 
+# A lazy map is looked at several times; up to here it is computed once and kept meanwhile.
+_KEPT_BYTES = 2**30
+
+
+def _once(filter_map: xr.DataArray) -> xr.DataArray:
+    return filter_map.compute() if filter_map.nbytes <= _KEPT_BYTES else filter_map
+
+
 class _PatchFilter:
     """What the filters share."""
 
@@ -109,7 +117,7 @@ class _PatchFilter:
     @classmethod
     def suggestion(cls, *filter_maps: xr.DataArray) -> Suggestion:
         """Return the threshold suggested for several maps together, and why."""
-        mains = [cls._main_values(m) for m in filter_maps]
+        mains = [_once(cls._main_values(m)) for m in filter_maps]
         return suggest_threshold(lambda: (values for m in mains for values in pieces_of(m)))
 
     @classmethod

@@ -147,8 +147,12 @@ def _by_weight(weights: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
 
 
 def _weight_of(classes: Classes, table: NDArray[np.float32], mask: Mask | None = None) -> float:
-    chosen = classes if mask is None else classes[mask]
-    return float(np.bincount(chosen.reshape(-1), minlength=table.size) @ table.astype(np.float64))
+    # Class by class: a count of bytes needs eight of them each.
+    counts = [
+        np.count_nonzero(classes == number if mask is None else (classes == number) & mask)
+        for number in range(table.size)
+    ]
+    return float(np.array(counts) @ table.astype(np.float64))
 
 
 class _Tiles:

@@ -15,7 +15,7 @@ from .filter_maps import one_channel
 from .image_statistics import ImageStatistics
 from .index_settings import IndexSettings
 from .regions_of_interest import roi_windows
-from .roi_survey import RoiWindows
+from .roi_windows import RoiWindows
 from .survey import survey
 
 

@@ -23,7 +23,7 @@ from .image_scores import ImageScores, score_image
 from .index_settings import IndexSettings, checked_settings
 from .patch_index import PatchIndex, identity_of
 from .regions_of_interest import RegionOfInterest
-from .roi_survey import nothing_selected
+from .roi_windows import nothing_selected
 from .score_text import histogram_text
 
 _LOG = logging.getLogger(__name__)

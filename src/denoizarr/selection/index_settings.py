@@ -18,7 +18,7 @@ from .filter_maps import one_channel
 from .filters import MaskPatchFilter, PatchFilter, ScoreFilter
 from .masks import aligned_mask
 from .regions_of_interest import RegionOfInterest
-from .roi_windows import WindowAxis
+from .roi_window_axes import WindowAxis
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,8 @@ def checked_settings(
         raise BadRequest(
             "not a probability", where="filtered_patch_prob", got=filtered_patch_prob, expected="0 to 1"
         )
+    if seed < 0:
+        raise BadRequest("not a seed", where="seed", got=seed, expected="0 or more")
     score_filter = of_score[0] if of_score else None
     _check_images(images, patch, score_filter, roi)
     mask_filter = None if mask is None else (of_mask[0] if of_mask else MaskPatchFilter())

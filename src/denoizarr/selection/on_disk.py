@@ -17,12 +17,14 @@ from typing import Any
 import xarray as xr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from denoizarr.engine.driver_lock import only_driver
 from denoizarr.errors import BadRequest, IncompleteOutput, OutputExists
 from denoizarr.images.output import check_apart
 from denoizarr.stores import locations
 from denoizarr.stores.images import ImageLike, as_images, reader_of
 from denoizarr.stores.ome_zarr import STATE
 from denoizarr.stores.records import digest
+from denoizarr.stores.sources import ImageReader, ImageSource
 
 from . import index_file, own_groups
 from .cells import PatchSize, patch_extents
@@ -72,21 +74,22 @@ def write_index(
     for reader in (*map(reader_of, images), *settings.masks):
         check_apart(url, reader.urls)
     index_file.check_replaceable(url)
-    scores = [
-        score_image(
-            opened,
-            settings,
-            number,
-            places=_places(url, number, opened, settings),
-            statistics=True,
-            client=client,
-            threads=threads,
-            progress=progress,
-        )
-        for number, opened in enumerate(images)
-    ]
-    index = index_of(scores, settings)
-    index.save(url)
+    with only_driver(f"{url}.ledger"):
+        scores = [
+            score_image(
+                opened,
+                settings,
+                number,
+                places=_places(url, number, opened, settings),
+                statistics=True,
+                client=client,
+                threads=threads,
+                progress=progress,
+            )
+            for number, opened in enumerate(images)
+        ]
+        index = index_of(scores, settings)
+        index.save(url)
     return index
 
 
@@ -97,12 +100,21 @@ def _places(url: str, number: int, image: xr.DataArray, settings: IndexSettings)
         name = digest([list(settings.patch), *what])[:8]
         return locations.join(f"{url}.ledger", str(number), f"{kind}-{name}.zarr")
 
-    source = reader_of(image).identity
+    source = _content_of(reader_of(image))
     return ScorePlaces(
         filter_map=place("filter_map", source),
-        mask=place("mask", settings.masks[number].identity) if settings.masks else None,
+        mask=place("mask", _content_of(settings.masks[number])) if settings.masks else None,
         roi=None if settings.roi is None else place("roi", source, settings.roi.level_identity()),
     )
+
+
+def _content_of(reader: ImageReader) -> list[Any]:
+    """Return what tells this image from any other, and from itself before it was written anew."""
+    source = getattr(reader.source, "mask", reader.source)
+    if not isinstance(source, ImageSource):
+        return [reader.identity]
+    stamp = locations.listing_stamp(locations.join(source.url, source.path))
+    return [reader.identity, source.missing, stamp]
 
 
 def write_filter_map(
@@ -159,20 +171,21 @@ def write_filter_map(
     for reader in (reader_of(opened), *settings.masks):
         check_apart(url, reader.urls)
     _check_replaceable(url)
-    found = score_image(
-        opened,
-        settings,
-        places=_places(url, 0, opened, settings),
-        statistics=settings.mask_filter is None,
-        client=client,
-        threads=threads,
-        progress=progress,
-    )
-    filter_map = found.filter_map if found.mask_map is None else found.mask_map
-    assert filter_map is not None, "a filter has a map"
-    _write(url, filter_map)
-    counted = {} if found.statistics is None else {_STATISTICS: found.statistics.to_json()}
-    locations.open_group(url, "a").attrs.update({STATE: "complete", **counted})
+    with only_driver(f"{url}.ledger"):
+        found = score_image(
+            opened,
+            settings,
+            places=_places(url, 0, opened, settings),
+            statistics=settings.mask_filter is None,
+            client=client,
+            threads=threads,
+            progress=progress,
+        )
+        filter_map = found.filter_map if found.mask_map is None else found.mask_map
+        assert filter_map is not None, "a filter has a map"
+        _write(url, filter_map)
+        counted = {} if found.statistics is None else {_STATISTICS: found.statistics.to_json()}
+        locations.open_group(url, "a").attrs.update({STATE: "complete", **counted})
     return open_filter_map(url)
 
 

@@ -197,6 +197,8 @@ class PatchIndex:
         EmptyIndex
             No cell has a weight.
         """
+        if n < 0 or seed < 0:
+            raise BadRequest("not a draw", got=f"n={n}, seed={seed}", expected="0 or more of both")
         if self.total_weight <= 0:
             raise EmptyIndex("no cell of the index has a weight", remedy="lower the filter's threshold")
         generator = np.random.Generator(np.random.Philox(key=seed))
@@ -233,7 +235,7 @@ class PatchIndex:
             In [0, 1), for each axis of the patch: where in the range ``-P//2 .. P - P//2 - 1`` around the
             cell's own origin, cut at the image's border. Neighbouring cells' ranges meet and do not overlap
             inside the image: equal weights, equally likely positions. At its border, where a range has
-            half as many positions, they are twice as likely.
+            half as many positions, they are twice as likely, and more at a short last cell.
         """
         origins: Origins = cells * np.array(self.cells_of(number).step)
         for axis, patch in zip(range(-len(self.patch_size), 0), self.patch_size, strict=True):

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
-from denoizarr.errors import IncompleteOutput, OutputExists
+from denoizarr.errors import CorruptChunk, IncompleteOutput, OutputExists
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import Grid
 from denoizarr.kernels.regions import cells_from_regions
 from denoizarr.stores import locations
+from denoizarr.stores.sources import UNDECODABLE
 
 from . import own_groups
 from .cell_classes import piece_shape
@@ -126,7 +127,7 @@ def _begin_at(destination: str, key: str, *, owned: bool) -> tuple[zarr.Group, b
 
 
 def _array_name(score: Score, cells: Cells) -> str:
-    return f"max-{score.coverage_for(cells):g}" if score.name == "max" else score.name
+    return f"max-{score.coverage_for(cells)!r}" if score.name == "max" else score.name
 
 
 def _is_array_name(name: str) -> bool:
@@ -213,6 +214,11 @@ def open_cells(url: str, name: str) -> CellValues | None:
     return None if found is None else CellValues(found)
 
 
+def how_to_mend(url: str | None) -> str:
+    """Return what to do about kept numbers that are lost or damaged: they can be computed again."""
+    return "run again" if url is None else f"delete {url} and {url}.ledger, then run again"
+
+
 def finished(stored: RegionArrays, score: Score, cells: Cells) -> da.Array:
     """Return the cells of one stored score, lazily, after making sure that every block has its part.
 
@@ -222,11 +228,20 @@ def finished(stored: RegionArrays, score: Score, cells: Cells) -> da.Array:
     """
     regions = cast("zarr.Array[Any]", stored.group[_array_name(score, cells)])
     for box in Grid(tuple(regions.shape), tuple(regions.chunks)):
-        if np.isnan(np.asarray(regions[box.slices])).any():
+        try:
+            lost = np.isnan(np.asarray(regions[box.slices])).any()
+        except UNDECODABLE as error:
+            raise CorruptChunk(
+                "kept scores cannot be decoded",
+                where=f"{stored.url or 'memory'}/{_array_name(score, cells)} {box.slices}",
+                got=str(error),
+                remedy=how_to_mend(stored.url),
+            ) from error
+        if lost:
             raise IncompleteOutput(
                 "scores are missing that the ledger calls done",
                 where=f"{stored.url or 'memory'}/{_array_name(score, cells)} {box.slices}",
-                remedy="delete the ledger and run again",
+                remedy=how_to_mend(stored.url),
             )
     values = CellValues(regions, stored.folder)
     array: da.Array = da.from_array(values, chunks=piece_shape(values.shape), name=False, fancy=False)

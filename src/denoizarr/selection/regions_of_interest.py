@@ -21,7 +21,7 @@ from .filter_maps import one_channel
 from .roi_criteria import Criterion, Quantile
 from .roi_preview import lazy_level, suggested_threshold
 from .roi_settings import RoiSettings
-from .roi_survey import RoiWindows, nothing_selected, survey_windows
+from .roi_windows import RoiWindows, nothing_selected, survey_windows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -195,11 +195,11 @@ def find_roi_patches(
         No window is on the side of the threshold asked for.
     """
     opened = as_image(image)
-    windows = roi_windows(opened, _patch_of(patch_size), roi, progress=False)
     if max_patches is not None and max_patches < 1:
         raise BadRequest(
             "not a number of patches", where="max_patches", got=max_patches, expected="1 or more"
         )
+    windows = roi_windows(opened, _patch_of(patch_size), roi, progress=False)
     threshold = windows.threshold_of(roi)
     found = np.zeros(0, np.int64)
     for box, means in windows.pieces():

@@ -34,6 +34,7 @@ from denoizarr.kernels.coarse_blur import AxisBlur, choose_blurs
 from denoizarr.stores import locations
 from denoizarr.stores.sources import ImageReader
 
+from . import region_arrays
 from .cells import Cells
 from .scores import raise_non_finite
 
@@ -321,11 +322,12 @@ def _joined(box: Box, lead: int, spans: list[tuple[int, int]]) -> Box:
     )
 
 
-def check_present(values: NDArray[np.float64], name: str, destination: Destination) -> None:
+def check_present(values: NDArray[np.float64], name: str, destination: Destination | None) -> None:
     """Refuse to go on with values that the ledger calls done and the store lacks."""
     if np.isnan(values).any():
+        url = destination if isinstance(destination, str) else None
         raise IncompleteOutput(
             "values are missing that the ledger calls done",
-            where=f"{destination if isinstance(destination, str) else 'memory'}/{name}",
-            remedy="delete the ledger and run again",
+            where=f"{url or 'memory'}/{name}",
+            remedy=region_arrays.how_to_mend(url),
         )

@@ -31,7 +31,7 @@ from denoizarr.kernels.statistics import (
 
 from .roi_criteria import Criterion, Expression
 from .roi_level import BLOCK_SIDE, Level
-from .roi_windows import WindowAxis
+from .roi_window_axes import WindowAxis
 
 Extremes = NDArray[np.float64]
 Grey = NDArray[np.uint16]

@@ -14,7 +14,7 @@ from denoizarr.errors import BadRequest
 
 from .roi_criteria import Expression, Quantile, expression_of
 
-Score = Callable[..., Any] | Expression | Sequence[Callable[..., Any] | Expression]
+RoiScore = Callable[..., Any] | Expression | Sequence[Callable[..., Any] | Expression]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class RoiSettings:
     sigma: float = 300.0
     equalize: Literal["global", "adaptive", "none"] = "global"
     overlap: float = 0.5
-    score: Score | None = None
+    score: RoiScore | None = None
     ref_channel: int = 0
 
     def __post_init__(self) -> None:

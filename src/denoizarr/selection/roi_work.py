@@ -49,6 +49,7 @@ class RoiWork:
     level: Level
     group: zarr.Group
     tag: str
+    ledger: Ledger | None
     how: Callable[..., list[Record]]
 
     @classmethod
@@ -85,7 +86,7 @@ class RoiWork:
         sigma = float(roi.sigma) if roi.expression is None else 0.0
         where = group if destination is None else destination
         level = level_of(image, reader, len(patch), roi.factor, sigma, where)
-        return cls(level, group, key[:12], partial(run_step, ledger=ledger, **how))
+        return cls(level, group, key[:12], ledger, partial(run_step, ledger=ledger, **how))
 
     def run(
         self,
@@ -105,10 +106,20 @@ class RoiWork:
         return [result for record in records for result in record["results"]]
 
     def create(
-        self, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str = "float64"
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        chunks: tuple[int, ...],
+        dtype: str = "float64",
+        step: str = "",
     ) -> None:
-        """Make an array that is not there yet, one chunk a block: no two tasks write the same object."""
+        """Make an array that is not there yet, one chunk a block: no two tasks write the same object.
+
+        ``step`` fills it: where the array is gone, what a ledger says is done of that step is not.
+        """
         if name not in self.group:
+            if step and self.ledger is not None:
+                self.ledger.forget(ending=f"{step}-{self.tag}")
             self.group.create_array(
                 name,
                 shape=shape,
@@ -122,7 +133,7 @@ class RoiWork:
     def result(self) -> dict[str, Any] | None:
         """Return what :meth:`finish` wrote, or None where the work is not done."""
         found: Any = self.group.attrs.get(_RESULT)
-        return None if found is None else dict(found)
+        return dict(found) if found is not None and "means" in self.group else None
 
     def finish(self, prepared: Prepared, bound: float) -> dict[str, Any]:
         """Write, last of all, what is needed to go on without computing anything again."""
@@ -191,12 +202,12 @@ class RoiWork:
     def _make_level(self) -> tuple[roi_passes.Extremes, float]:
         """Read the image; return the extremes of every plane of the level, and the range before the blur."""
         level, grid, blocks = self.level, self.level.stored_grid("boxes"), box_blocks(self.level)
-        self.create("boxes", grid.shape, grid.step)
+        self.create("boxes", grid.shape, grid.step, step="roi-boxes")
         found = self.run("roi-boxes", make_boxes, level, len(blocks), None, 1)
         span = max(r["range"][1] for r in found) - min(r["range"][0] for r in found)
         if level.is_blurred:
             blocks = level.stored_grid("knots")
-            self.create("knots", blocks.shape, blocks.step)
+            self.create("knots", blocks.shape, blocks.step, step="roi-knots")
             found = self.run("roi-knots", make_knots, level, len(blocks), None)
         return roi_passes.plane_extremes(level, blocks, found), span
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from denoizarr.engine.ledger import Ledger
 from denoizarr.engine.runner import Record, Step, run_step
-from denoizarr.errors import BadRequest, DegenerateData
+from denoizarr.errors import BadRequest, DegenerateData, MetadataError
 from denoizarr.geometry.boxes import Box
 from denoizarr.kernels.statistics import Moments, moments_of
 from denoizarr.stores.images import ImageLike, as_image, reader_of
@@ -252,7 +252,13 @@ def _merged(results: Iterable[Record]) -> dict[int, Moments]:
     # One record at a time: an image has many, and a decoded histogram takes half a megabyte.
     merged: dict[int, Moments] = {}
     for result in results:
-        _added(merged, ((int(c), Moments.from_json(record)) for c, record in result["moments"].items()))
+        try:
+            parts = [(int(c), Moments.from_json(record)) for c, record in result["moments"].items()]
+        except (KeyError, TypeError, ValueError, zlib.error) as error:
+            raise MetadataError(
+                "a damaged record of a survey", got=repr(error), remedy="delete its ledger and run again"
+            ) from error
+        _added(merged, parts)
     return merged
 
 

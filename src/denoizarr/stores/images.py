@@ -8,20 +8,20 @@ anything else is computed from its own graph.
 from __future__ import annotations
 
 import glob
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import uuid4
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
 import zarr
-from dask.tokenize import tokenize
 from obstore.store import LocalStore
 from zarr.storage import LocalStore as ZarrLocalStore
 from zarr.storage import ObjectStore
@@ -42,6 +42,7 @@ _LOG = logging.getLogger(__name__)
 _PREFIX = "denoizarr-image-"
 # One Dask chunk is several decoding units, so that a plain ``image.mean().compute()`` is not a million tasks.
 _DASK_CHUNK_BYTES = 32 * 2**20
+_HASHED_BYTES = 2**20
 
 
 class _Voxels:
@@ -79,6 +80,7 @@ class _Opened:
 _OPENED: dict[str, _Opened] = {}
 # Images that only this process has, by Dask name: forgotten with the last graph that holds them.
 _HELD: WeakValueDictionary[str, _Voxels] = WeakValueDictionary()
+_STORE_NAMES: dict[int, str] = {}
 
 
 def open_image(
@@ -304,9 +306,21 @@ def _reader_of_numpy(data: np.ndarray[Any, Any], dims: tuple[str, ...]) -> Image
         dtype=data.dtype,
         chunks=(1,) * lead + tuple(min(n, 1024) for n in data.shape[lead:]),
         # By content, so that an index of an array is an index of it tomorrow; only where somebody asks.
-        identity=lambda: {"array": tokenize(data), "shape": list(data.shape), "dtype": str(data.dtype)},
+        identity=lambda: {"array": _content(data), "shape": list(data.shape), "dtype": str(data.dtype)},
         name="an array in memory",
+        rebuild=lambda: (_reader_of_numpy, (data, dims)),
     )
+
+
+def _content(data: np.ndarray[Any, Any]) -> str:
+    """Return a digest of the voxels in C order, however they lie in memory or in a mapped file."""
+    found = hashlib.blake2b(digest_size=16)
+    rows = data.reshape(-1, data.shape[-1]) if data.flags.c_contiguous else None
+    whole = data if rows is None else rows
+    step = max(_HASHED_BYTES // max(whole[0].nbytes, 1), 1)
+    for first in range(0, whole.shape[0], step):
+        found.update(np.ascontiguousarray(whole[first : first + step]).data)
+    return found.hexdigest()
 
 
 def _from_zarr(array: zarr.Array[Any], names: tuple[str, ...]) -> xr.DataArray:
@@ -319,9 +333,18 @@ def _from_zarr(array: zarr.Array[Any], names: tuple[str, ...]) -> xr.DataArray:
     # A store that only this process holds (memory, a wrapper): readable here, and not elsewhere.
     strict = zarr.open_array(StrictStore(root, str(root)), path=array.path, mode="r")
     guard_frames(strict)
-    # A name of its own every time: an address in memory may belong to other voxels when a job is run again.
-    source = ImageSource(f"process:{uuid4().hex}", array.path, names)
+    # A name of its own for every store, in this process: an address in memory may be another's tomorrow.
+    source = ImageSource(_name_of(root), array.path, names)
     return _held_image(reader_of_array(strict, source, reopenable=False))
+
+
+def _name_of(store: Any) -> str:
+    known = _STORE_NAMES.get(id(store))
+    if known is None:
+        known = _STORE_NAMES[id(store)] = f"process:{uuid4().hex}"
+        # Stores cannot be hashed, and their addresses are used again.
+        finalize(store, _STORE_NAMES.pop, id(store), None)
+    return known
 
 
 def as_images(

@@ -7,6 +7,7 @@ Everything goes through obstore, local disks included: its puts replace an objec
 from __future__ import annotations
 
 import errno
+import hashlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -254,6 +255,24 @@ def delete_prefix(url: str | Path) -> None:
                 entry.unlink()
         if not root.is_symlink():
             root.rmdir()
+
+
+def listing_stamp(url: str | Path) -> str:
+    """Return a digest of names, sizes and times of all objects below ``url``: another once one was written.
+
+    A listing costs about a second for 100,000 objects; no object is read.
+    """
+    if not exists(url):
+        return ""
+    total, count = 0, 0
+    with translated(url):
+        for batch in obstore.list(object_store(url)):
+            for entry in batch:
+                text = f"{entry['path']} {entry['size']} {entry['last_modified'].timestamp()!r}"
+                # Added up: a listing has no promised order.
+                total += int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+                count += 1
+    return f"{count}-{total % 2**64:016x}"
 
 
 def stored_bytes(url: str | Path) -> int:

@@ -131,6 +131,7 @@ class ImageReader:
         urls: tuple[str, ...] = (),
         offset: tuple[int, ...] | None = None,
         of_graph: bool = False,
+        rebuild: Callable[[], tuple[Any, ...]] | None = None,
     ) -> None:
         self._fetch = fetch
         self._reopen = reopen or open_source
@@ -138,6 +139,7 @@ class ImageReader:
         self.dims, self.shape, self.dtype, self.chunks = dims, shape, dtype, chunks
         self._identity, self.name, self.source, self.urls = identity, name, source, urls
         self.of_graph = of_graph
+        self._rebuild = rebuild
         self.offset = (0,) * len(shape) if offset is None else offset
 
     @property
@@ -168,6 +170,7 @@ class ImageReader:
             name=self.name,
             urls=self.urls,
             offset=tuple((self.offset[axis] + box.start[axis]) % self.chunks[axis] for axis in kept),
+            rebuild=None if self._rebuild is None else lambda: (_part_of, (self, box, dropped)),
         )
 
     def __repr__(self) -> str:
@@ -175,7 +178,12 @@ class ImageReader:
         return f"ImageReader({self.name!r}, {sizes}, {self.dtype})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel as the source: opened again where it arrives, without array, handle or credentials."""
+        """Travel as the source: opened again where it arrives, without array, handle or credentials.
+
+        An array in memory travels as itself, as Dask would have it: a user's own graph may hold it.
+        """
+        if self.source is None and self._rebuild is not None:
+            return self._rebuild()
         if self.source is None:
             raise BadRequest(
                 "an image that exists only in this process cannot be read by a worker",
@@ -200,6 +208,10 @@ class ImageReader:
     def absent_in(self, box: Box) -> list[str]:
         """Return the names of the chunks in ``box`` that the store lacks; empty for images in memory."""
         return self._absent(box) if self._absent is not None else []
+
+
+def _part_of(reader: ImageReader, box: Box, dropped: tuple[str, ...]) -> ImageReader:
+    return reader.part(box, dropped)
 
 
 @lru_cache(maxsize=64)

@@ -21,7 +21,8 @@ from denoizarr.errors import (
     OutputExists,
     PatchTooLarge,
 )
-from denoizarr.selection import roi_level, roi_passes, roi_survey, roi_work
+from denoizarr.selection import roi_level, roi_passes, roi_work
+from denoizarr.selection import roi_windows as windows_module
 from denoizarr.selection.cells import Cells
 from denoizarr.selection.regions_of_interest import (
     Criterion,
@@ -401,7 +402,7 @@ def test_killed_and_run_again_gives_the_same_bytes(small_blocks, tmp_path, monke
         return {"destination": str(tmp_path / name), "ledger": ledger, "roi": roi}
 
     whole = run(image, **options("whole"))
-    module = {"window_block": roi_survey, "make_boxes": roi_work, "make_knots": roi_work}.get(
+    module = {"window_block": windows_module, "make_boxes": roi_work, "make_knots": roi_work}.get(
         dies_in, roi_passes
     )
     original, calls = getattr(module, dies_in), []

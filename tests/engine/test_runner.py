@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,26 @@ def test_a_process_does_not_count_its_parents_memory():
     assert held[-1] == 1
     if sys.platform == "linux":
         assert int(child.stdout) < peak_bytes()
+
+
+@pytest.mark.parametrize("with_ledger", [False, True])
+def test_records_are_folded_one_at_a_time_in_batch_order(tmp_path, with_ledger):
+    ledger = Ledger.claim(str(tmp_path / "x.ledger"), {"kind": "test"}) if with_ledger else None
+    step = Step("squares", _square, None, 20, 3)
+    expected = [record["results"] for record in run_step(step, threads=3, progress=False)]
+    for _ in range(2):
+        seen: list[object] = []
+        kept = run_step(
+            step,
+            ledger=ledger,
+            threads=3,
+            progress=False,
+            fold=lambda record: seen.append(record["results"]),  # noqa: B023
+        )
+        assert kept == []
+        assert seen == expected
+
+
+def _square(spec, block):
+    threading.Event().wait(0.001 * (block % 4))
+    return {"square": block * block}

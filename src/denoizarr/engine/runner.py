@@ -108,6 +108,7 @@ def run_step(
     progress: bool = True,
     label: str | None = None,
     sink: Callable[[Record], None] | None = None,
+    fold: Callable[[Record], None] | None = None,
 ) -> list[Record]:
     """Run every batch that the ledger does not hold yet.
 
@@ -124,6 +125,9 @@ def run_step(
         Shown instead of the step's name.
     sink : callable, optional
         Gets every new record as it arrives, and may take out of it what must not be kept. Without a ledger.
+    fold : callable, optional
+        Gets every record in batch order, one at a time, and none is returned: for records that are many and
+        large. Those that arrive before their turn wait.
 
     Returns
     -------
@@ -144,13 +148,15 @@ def run_step(
     if client is not None:
         # Here, because distributed would hide our own error ("save it first") in a TypeError of its own.
         pickle.dumps(step.spec)
-    done = (
-        {}
-        if ledger is None
-        else {b: r for b in range(step.n_batches) if (r := ledger.get(step.name, b)) is not None}
-    )
+    done: dict[int, Record] = {}
+    if ledger is not None:
+        for batch in range(step.n_batches):
+            if (found := ledger.get(step.name, batch)) is not None:
+                # What is folded is read again in its turn, and not held till then.
+                done[batch] = found if fold is None else {}
     todo = [batch for batch in range(step.n_batches) if batch not in done]
     records: dict[int, Record] = {batch: {**record, "skipped": True} for batch, record in done.items()}
+    folded = 0
     failures: dict[int, BaseException] = {}
     with Progress(label or step.name, step.n_batches, progress) as bar:
         if done:
@@ -164,15 +170,26 @@ def run_step(
                     if sink is not None:
                         sink(outcome)
                     records[batch] = outcome
+                    while fold is not None and ledger is None and folded in records:
+                        fold(records.pop(folded))
+                        folded += 1
                 bar.advance()
     if failures:
         raise _summary_of(step, failures)
-    if ledger is not None:
-        for batch in todo:
-            stored = ledger.get(step.name, batch)
-            assert stored is not None, f"batch {batch} of {step.name} ended without a record"
-            records[batch] = stored
+    if ledger is not None and fold is not None:
+        for batch in range(step.n_batches):
+            fold(_stored(ledger, step, batch))
+    elif ledger is not None:
+        records |= {batch: _stored(ledger, step, batch) for batch in todo}
+    if fold is not None:
+        return []
     return [records[batch] for batch in range(step.n_batches)]
+
+
+def _stored(ledger: Ledger, step: Step, batch: int) -> Record:
+    stored = ledger.get(step.name, batch)
+    assert stored is not None, f"batch {batch} of {step.name} ended without a record"
+    return stored
 
 
 @contextmanager

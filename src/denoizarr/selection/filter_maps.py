@@ -17,7 +17,7 @@ from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import Grid
 from denoizarr.kernels.regions import cells_from_regions
 from denoizarr.stores.images import ImageLike, as_image, reader_of
-from denoizarr.stores.sources import ImageReader
+from denoizarr.stores.sources import Carried, ImageReader
 
 from .cells import Cells, PatchSize, patch_extents
 from .percentiles import Counts, Located, added, bounds_of, coarse_counts, fine_counts, locate
@@ -110,12 +110,12 @@ def _chunks_of(grid: Grid) -> tuple[tuple[int, ...], ...]:
 
 def _stored_regions(reader: ImageReader, sweep: Sweep, score: Score) -> da.Array:
     """One task per block, which reads its voxels itself, on whatever machine it runs."""
-    cells, grid = sweep.cells, sweep.grid
+    cells, grid, carried = sweep.cells, sweep.grid, Carried(reader)
     bounds = None
     if score.needs_bounds(reader.dtype):
-        coarse = [dask.delayed(_coarse_block)(reader, sweep, i) for i in range(len(grid))]
+        coarse = [dask.delayed(_coarse_block)(carried, sweep, i) for i in range(len(grid))]
         located = dask.delayed(locate)(_tree(coarse))
-        fine = [dask.delayed(_fine_block)(reader, sweep, i, located) for i in range(len(grid))]
+        fine = [dask.delayed(_fine_block)(carried, sweep, i, located) for i in range(len(grid))]
         bounds = dask.delayed(bounds_of)(located, _tree(fine))
     lead = tuple((n,) for n in score.leading)
     name = f"filter-map-{uuid4().hex}"  # what a map is of, and how, is more than a name can be trusted with
@@ -125,7 +125,7 @@ def _stored_regions(reader: ImageReader, sweep: Sweep, score: Score) -> da.Array
         dtype=np.float64,
         meta=np.empty((0,) * (len(lead) + len(cells.dims))),
         name=name,
-        reader=reader,
+        carried=carried,
         sweep=sweep,
         score=score,
         bounds=bounds,
@@ -134,12 +134,12 @@ def _stored_regions(reader: ImageReader, sweep: Sweep, score: Score) -> da.Array
 
 
 def _score_stored(
-    *, reader: ImageReader, sweep: Sweep, score: Score, bounds: Bounds | None, block_info: Any = None
+    *, carried: Carried, sweep: Sweep, score: Score, bounds: Bounds | None, block_info: Any = None
 ) -> NDArray[np.float64]:
     location = block_info[None]["chunk-location"][len(score.leading) :]
     block = sweep.grid.box(sweep.grid.number(location))
     result = np.empty(score.leading + block.shape)
-    for slab in sweep.slabs(reader, block):
+    for slab in sweep.slabs(carried.reader, block):
         check_finite(sweep.cells, slab.box, slab.read)
         if slab.regions.size:
             place = (slice(None),) * len(score.leading) + slab.regions.relative_to(block.start).slices
@@ -147,14 +147,14 @@ def _score_stored(
     return result
 
 
-def _coarse_block(reader: ImageReader, sweep: Sweep, block: int) -> dict[int, Counts]:
-    return added(coarse_counts(sweep.cells, box, voxels) for box, voxels in own_voxels(reader, sweep, block))
+def _coarse_block(carried: Carried, sweep: Sweep, block: int) -> dict[int, Counts]:
+    parts = own_voxels(carried.reader, sweep, block)
+    return added(coarse_counts(sweep.cells, box, voxels) for box, voxels in parts)
 
 
-def _fine_block(reader: ImageReader, sweep: Sweep, block: int, located: Located) -> dict[int, Counts]:
-    return added(
-        fine_counts(sweep.cells, box, voxels, located) for box, voxels in own_voxels(reader, sweep, block)
-    )
+def _fine_block(carried: Carried, sweep: Sweep, block: int, located: Located) -> dict[int, Counts]:
+    parts = own_voxels(carried.reader, sweep, block)
+    return added(fine_counts(sweep.cells, box, voxels, located) for box, voxels in parts)
 
 
 def own_voxels(reader: ImageReader, sweep: Sweep, block: int) -> Any:

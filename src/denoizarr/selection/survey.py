@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -151,10 +151,14 @@ def survey(
     most_threads = max(_THREADS_BYTES // (3 * sweep.slab_voxels * voxels.dtype.itemsize), 1)
 
     def run(
-        name: str, task: Callable[[Any, int], Record], spec: _Work, merge: Callable[[list[Record]], Record]
-    ) -> list[Record]:
+        name: str,
+        task: Callable[[Any, int], Record],
+        spec: _Work,
+        merge: Callable[[list[Record]], Record],
+        fold: Callable[[Record], Any],
+    ) -> None:
         step = Step(f"{name}-{tag}", task, spec, len(sweep.grid), _blocks_per_batch(sweep, voxels), merge)
-        records = run_step(
+        run_step(
             step,
             ledger=ledger,
             client=client,
@@ -162,18 +166,23 @@ def survey(
             progress=progress,
             label=_label(name, scores),
             sink=None if spec.destination is not None else lambda record: _receive(stored, sweep, record),
+            # One at a time: an image has many, and a histogram takes half a megabyte.
+            fold=lambda record: fold(record["results"]),
         )
-        return [cast("Record", record["results"]) for record in records]
 
+    moments: dict[int, Moments] = {}
     if any(score.needs_bounds(voxels.dtype) for score in scores):
-        moments = _merged(run("survey-count", _survey_block, replace(work, scores=()), _merge_results))
+        counting = replace(work, scores=())
+        run("survey-count", _survey_block, counting, _merge_results, lambda r: _add_result(moments, r))
         _check_varied(moments, voxels.name)
         located = locate({c: m.histogram for c, m in moments.items()})
-        fine = run("survey-percentiles", _refine_block, replace(work, located=located), _merge_fine)
-        bounds = bounds_of(located, added(_unpack_fine(f) for f in fine))
-        run("survey-scores", _survey_block, replace(work, count=False, bounds=bounds), _merge_results)
+        fine: dict[int, Counts] = {}
+        refining = replace(work, located=located)
+        run("survey-percentiles", _refine_block, refining, _merge_fine, lambda r: _add_fine(fine, r))
+        scoring = replace(work, count=False, bounds=bounds_of(located, fine))
+        run("survey-scores", _survey_block, scoring, _merge_results, lambda _: None)
     else:
-        moments = _merged(run("survey", _survey_block, work, _merge_results))
+        run("survey", _survey_block, work, _merge_results, lambda r: _add_result(moments, r))
         if reader is None:
             _check_varied(moments, voxels.name)
     statistics = ImageStatistics(tuple(ChannelStatistics(moments[c]) for c in sorted(moments)))
@@ -249,17 +258,24 @@ def _added(merged: dict[int, Moments], parts: Iterable[tuple[int, Moments]]) -> 
 
 
 def _merged(results: Iterable[Record]) -> dict[int, Moments]:
-    # One record at a time: an image has many, and a decoded histogram takes half a megabyte.
     merged: dict[int, Moments] = {}
     for result in results:
-        try:
-            parts = [(int(c), Moments.from_json(record)) for c, record in result["moments"].items()]
-        except (KeyError, TypeError, ValueError, zlib.error) as error:
-            raise MetadataError(
-                "a damaged record of a survey", got=repr(error), remedy="delete its ledger and run again"
-            ) from error
-        _added(merged, parts)
+        _add_result(merged, result)
     return merged
+
+
+def _add_result(merged: dict[int, Moments], result: Record) -> None:
+    try:
+        parts = [(int(c), Moments.from_json(record)) for c, record in result["moments"].items()]
+    except (KeyError, TypeError, ValueError, zlib.error) as error:
+        raise MetadataError(
+            "a damaged record of a survey", got=repr(error), remedy="delete its ledger and run again"
+        ) from error
+    _added(merged, parts)
+
+
+def _add_fine(total: dict[int, Counts], result: Record) -> None:
+    total.update(added([total, _unpack_fine(result)]))
 
 
 def _check_varied(moments: dict[int, Moments], name: str) -> None:

@@ -33,7 +33,7 @@ from denoizarr.geometry.grids import round_up
 from . import locations
 from .ome_zarr import DIMS, OmeImage, read_ome
 from .records import digest
-from .sources import Array, ImageReader, ImageSource, open_source, reader_of_array, with_box
+from .sources import Array, Carried, ImageReader, ImageSource, open_source, reader_of_array, with_box
 from .strict import Missing, StrictStore, guard_frames
 
 ImageLike: TypeAlias = "str | Path | zarr.Array[Any] | xr.DataArray | da.Array | np.ndarray[Any, Any]"
@@ -51,6 +51,9 @@ class _Voxels:
     def __init__(self, reader: ImageReader) -> None:
         self.reader = reader
         self.shape, self.dtype, self.ndim = reader.shape, reader.dtype, len(reader.shape)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _voxels_of, (Carried(self.reader),)
 
     def __getitem__(self, index: tuple[slice | int, ...]) -> Array:
         """Read what basic indexing asks for: Dask merges ints and strides into the read of a chunk."""
@@ -81,6 +84,10 @@ _OPENED: dict[str, _Opened] = {}
 # Images that only this process has, by Dask name: forgotten with the last graph that holds them.
 _HELD: WeakValueDictionary[str, _Voxels] = WeakValueDictionary()
 _STORE_NAMES: dict[int, str] = {}
+
+
+def _voxels_of(carried: Carried) -> _Voxels:
+    return _Voxels(carried.reader)
 
 
 def open_image(

@@ -113,6 +113,8 @@ class ImageReader:
         A box is computed from a Dask graph, which knows better which chunks its tasks share.
     urls : tuple of str
         The stores and files that reading it opens, as far as they are known.
+    rebuild : callable or None
+        Returns a function and its arguments that make the reader of an array in memory; see ``Carried``.
     """
 
     def __init__(
@@ -139,7 +141,7 @@ class ImageReader:
         self.dims, self.shape, self.dtype, self.chunks = dims, shape, dtype, chunks
         self._identity, self.name, self.source, self.urls = identity, name, source, urls
         self.of_graph = of_graph
-        self._rebuild = rebuild
+        self.rebuild = rebuild
         self.offset = (0,) * len(shape) if offset is None else offset
 
     @property
@@ -170,7 +172,7 @@ class ImageReader:
             name=self.name,
             urls=self.urls,
             offset=tuple((self.offset[axis] + box.start[axis]) % self.chunks[axis] for axis in kept),
-            rebuild=None if self._rebuild is None else lambda: (_part_of, (self, box, dropped)),
+            rebuild=None if self.rebuild is None else lambda: (_part_of, (Carried(self), box, dropped)),
         )
 
     def __repr__(self) -> str:
@@ -178,12 +180,7 @@ class ImageReader:
         return f"ImageReader({self.name!r}, {sizes}, {self.dtype})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel as the source: opened again where it arrives, without array, handle or credentials.
-
-        An array in memory travels as itself, as Dask would have it: a user's own graph may hold it.
-        """
-        if self.source is None and self._rebuild is not None:
-            return self._rebuild()
+        """Travel as the source: opened again where it arrives, without array, handle or credentials."""
         if self.source is None:
             raise BadRequest(
                 "an image that exists only in this process cannot be read by a worker",
@@ -210,8 +207,27 @@ class ImageReader:
         return self._absent(box) if self._absent is not None else []
 
 
-def _part_of(reader: ImageReader, box: Box, dropped: tuple[str, ...]) -> ImageReader:
-    return reader.part(box, dropped)
+class Carried:
+    """A reader in a user's own lazy graph, where an array in memory travels as itself, as Dask would have it.
+
+    Our own tasks never carry one: an image that only this process has is refused there.
+    """
+
+    def __init__(self, reader: ImageReader) -> None:
+        self.reader = reader
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.reader.source is None and self.reader.rebuild is not None:
+            return _carried, self.reader.rebuild()
+        return Carried, (self.reader,)
+
+
+def _carried(make: Callable[..., ImageReader], arguments: tuple[Any, ...]) -> Carried:
+    return Carried(make(*arguments))
+
+
+def _part_of(whole: Carried, box: Box, dropped: tuple[str, ...]) -> ImageReader:
+    return whole.reader.part(box, dropped)
 
 
 @lru_cache(maxsize=64)

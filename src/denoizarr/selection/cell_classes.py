@@ -14,7 +14,7 @@ Classes = NDArray[np.uint8]
 N_CLASSES = 4
 # What an index calls its cells: not kept by filter or mask, kept, outside the regions of interest.
 BACKGROUND, SIGNAL, OUTSIDE = range(3)
-_PIECE = 1 << 20  # cells at once: no temporary is as large as the index
+_PIECE = 1 << 17  # cells at once: a megabyte of scores, and some temporaries of that size
 # The four cells of every byte.
 _UNPACKED = (np.arange(256)[:, np.newaxis] >> np.array([0, 2, 4, 6]) & 3).astype(np.uint8)
 
@@ -82,7 +82,7 @@ class CellClasses:
         return np.asarray(four.reshape(-1)[first - 4 * low : stop - 4 * low], np.uint8)
 
     def pieces(self) -> Iterator[Classes]:
-        """Yield all cells in C order, a million at a time."""
+        """Yield all cells in C order, a hundred thousand at a time."""
         for first in range(0, self.size, _PIECE):
             yield self.run(first, min(first + _PIECE, self.size))
 
@@ -118,7 +118,7 @@ def _packed(cells: Classes) -> Classes:
 
 
 def piece_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the extents of boxes of about a million cells: whole trailing dims first.
+    """Return the extents of boxes of about a hundred thousand cells: whole trailing dims first.
 
     Such boxes, in C order, are runs of cells in C order.
     """

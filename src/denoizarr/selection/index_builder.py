@@ -150,7 +150,7 @@ def _rules(scores: Sequence[ImageScores], settings: IndexSettings) -> list[_Rule
 
 
 def _pieces(shape: tuple[int, ...]) -> Iterator[Box]:
-    """Yield boxes of about a million cells, in C order: the maps are never held whole."""
+    """Yield boxes of about a hundred thousand cells, in C order: the maps are never held whole."""
     return iter(Grid(shape, piece_shape(shape)))
 
 

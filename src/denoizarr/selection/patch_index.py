@@ -123,7 +123,7 @@ class PatchIndex:
         return arrays[0] if len(arrays) == 1 else arrays
 
     def _weights_of(self, number: int) -> xr.DataArray:
-        # Dask slices it as any array-like; a chunk is about a million cells.
+        # Dask slices it as any array-like; a chunk is about a hundred thousand cells.
         classes = da.from_array(
             self.classes[number], chunks=piece_shape(self.classes[number].shape), fancy=False
         )

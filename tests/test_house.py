@@ -30,9 +30,18 @@ ROWS = {
     "pipeline": 9,
     "cli": 10,
 }
-# What the two pure packages may import; torch only in the modules that are networks.
+# What the two pure packages may import; torch only in the modules of networks and blind spots.
 PURE = {"numpy", "scipy", "numba", "skimage", *sys.stdlib_module_names}
-NETWORKS = {"unet.py", "blindspot.py"}
+NETWORKS = {
+    "unet.py",
+    "blindspot.py",
+    "blind_spot_centres.py",
+    "blind_spot_fill.py",
+    "blind_spot_layout.py",
+    "hashed_draws.py",
+    "separate_centres.py",
+    "symmetries.py",
+}
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "misc"}
 
 

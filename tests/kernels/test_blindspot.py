@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from denoizarr.errors import BadRequest, PatchTooLarge
+from denoizarr.kernels.blind_spot_centres import draw_centres
 from denoizarr.kernels.blindspot import (
     STRATEGIES,
     check_blind_spot,
@@ -18,15 +23,18 @@ from denoizarr.kernels.blindspot import (
     symmetries_of,
     turn_patches,
 )
+from denoizarr.kernels.hashed_draws import keys_of
 
 SINGLE = np.ones((1, 1), np.bool_)
 ROW = np.ones((1, 9), np.bool_)
 SQUARE = np.ones((5, 5), np.bool_)
 ONE_SIDED = np.array([[False, False, True, True, True]])
 KERNELS = {"single": SINGLE, "row": ROW, "square": SQUARE, "one-sided": ONE_SIDED}
+CROSS = ndimage.generate_binary_structure(3, 1)
+VOLUMES = {"voxel": np.ones((1, 1, 1), np.bool_), "row along x": np.ones((1, 1, 5), np.bool_), "cross": CROSS}
 
 
-def noise(n: int = 4, channels: int = 1, size: tuple[int, int] = (40, 48), seed: int = 0) -> torch.Tensor:
+def noise(n: int = 4, channels: int = 1, size: tuple[int, ...] = (40, 48), seed: int = 0) -> torch.Tensor:
     return torch.randn(n, channels, *size, generator=torch.Generator().manual_seed(seed))
 
 
@@ -49,14 +57,15 @@ def hidden_by(centres: torch.Tensor, kernel: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+@pytest.mark.parametrize("kernel", [*KERNELS.values(), *VOLUMES.values()], ids=[*KERNELS, *VOLUMES])
 def test_only_hidden_pixels_change_and_nothing_hidden_leaks(kernel: np.ndarray, strategy: str) -> None:
-    patches = noise(channels=2)
+    size = (40, 48) if kernel.ndim == 2 else (12, 20, 24)
+    patches = noise(channels=2, size=size)
     filled, centres = drawn(patches, kernel, strategy=strategy)
     hidden = torch.from_numpy(hidden_by(centres, kernel))[:, None].expand_as(patches)
     assert torch.equal(filled[~hidden], patches[~hidden])
     # Whatever lies under the hidden pixels, the input of the network is the same: that is what blind means.
-    other = torch.where(hidden, noise(channels=2, seed=9), patches)
+    other = torch.where(hidden, noise(channels=2, size=size, seed=9), patches)
     again, centres_again = drawn(other, kernel, strategy=strategy)
     assert torch.equal(again, filled)
     assert torch.equal(centres_again, centres)
@@ -79,6 +88,24 @@ def test_uniform_fills_from_nearby_pixels_outside_the_kernel(kernel: np.ndarray)
             assert not (inside and kernel[y, x])
 
 
+@pytest.mark.parametrize("kernel", VOLUMES.values(), ids=VOLUMES)
+def test_uniform_fills_volumes_from_nearby_voxels_outside_the_kernel(kernel: np.ndarray) -> None:
+    size = (12, 20, 24)
+    patches = torch.arange(2 * 12 * 20 * 24, dtype=torch.float64).reshape(2, 1, *size)
+    filled, centres = drawn(patches, kernel)
+    hidden = hidden_by(centres, kernel)
+    for number, *here in zip(*np.nonzero(hidden), strict=True):
+        number_of_source, *there = np.unravel_index(int(filled[number, 0, *here]), (2, *size))
+        step = np.array(there) - here
+        assert number_of_source == number
+        assert not hidden[number, *there]
+        assert np.abs(step).max() <= 3
+        for offset in (step, -step):
+            place = offset + np.array(kernel.shape) // 2
+            inside = all(0 <= a < n for a, n in zip(place, kernel.shape, strict=True))
+            assert not (inside and kernel[*place])
+
+
 def test_mean_and_median_are_those_of_the_visible_window() -> None:
     patches = noise(n=2)
     for strategy, definition in (("mean", np.mean), ("median", lambda v: np.sort(v)[(len(v) - 1) // 2])):
@@ -95,6 +122,60 @@ def test_the_seed_pages_numbers_are_mean_zero_random() -> None:
         assert torch.equal(drawn(patches, ROW, strategy=number)[0], drawn(patches, ROW, strategy=name)[0])
 
 
+def test_mean_and_median_of_volumes_are_those_of_the_visible_window() -> None:
+    patches = noise(n=2, size=(9, 12, 14))
+    for strategy, definition in (("mean", np.mean), ("median", lambda v: np.sort(v)[(len(v) - 1) // 2])):
+        filled, centres = drawn(patches, VOLUMES["voxel"], strategy=strategy)
+        for number, _, *here in torch.nonzero(centres).tolist():
+            window = (number, 0, *(slice(max(a - 2, 0), a + 3) for a in here))
+            visible = patches[window].numpy()[~centres[window].numpy()]
+            assert float(filled[number, 0, *here]) == pytest.approx(definition(visible), abs=1e-6)
+
+
+def integers(n: int, channels: int, *size: int) -> torch.Tensor:
+    """Return patches whose sums are exact in float32, so that no order of summation matters."""
+    number = torch.arange(n * channels * int(np.prod(size)))
+    return ((number * 2654435761) % 4093).float().reshape(n, channels, *size)
+
+
+def digest_of_draws(draw: Callable[..., Any], strategy: str) -> str:
+    digest = hashlib.sha256()
+    for kernel in KERNELS.values():
+        for size, channels, percentage in (((40, 48), 2, 1.5), ((64, 64), 1, 0.7), ((9, 9), 1, 60)):
+            numbers = torch.tensor([0, 7, 2**35, 3, 1])
+            patches = integers(5, channels, *size)
+            for part in draw(patches, kernel, percentage, strategy, seed=2**33 + 5, epoch=3, numbers=numbers):
+                digest.update(part.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def digest_of_turns(symmetries: Callable[..., Any], turn: Callable[..., Any]) -> str:
+    digest = hashlib.sha256()
+    for kernel in KERNELS.values():
+        turned = turn(integers(16, 2, 8, 8), symmetries(kernel), seed=5, epoch=1, numbers=torch.arange(16))
+        digest.update(turned.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        ("uniform", "10f3432ac97d6684"),
+        ("median", "a36093176a454af1"),
+        ("mean", "78d3a0c023c3b3d7"),
+        ("zero", "78b7274c4b638e07"),
+        ("random", "4dfdf361856468fc"),
+    ],
+)
+def test_draws_in_planes_are_those_of_the_first_release(strategy: str, expected: str) -> None:
+    # Another draw is another training: whoever repeats one with the same seed must get the same model.
+    assert digest_of_draws(draw_blind_spots, strategy) == expected
+
+
+def test_turns_of_planes_are_those_of_the_first_release() -> None:
+    assert digest_of_turns(symmetries_of, turn_patches) == "83d5cba7b7e2fa97"
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     percentage=st.floats(0.5, 10),
@@ -108,6 +189,70 @@ def test_as_many_centres_as_asked(percentage: float, height: int, width: int, se
     expected = percentage / 100 * height * width
     # Stratified: each patch strays by boxes cut at its border only, so the mean of 64 strays little.
     assert float(centres.sum()) / 64 == pytest.approx(expected, abs=0.6 * np.sqrt(expected) + 0.1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    percentage=st.floats(0.5, 10),
+    size=st.tuples(st.integers(4, 12), st.integers(8, 24), st.integers(8, 24)),
+    seed=st.integers(0, 2**40),
+)
+def test_as_many_centres_in_volumes_as_asked(
+    percentage: float, size: tuple[int, int, int], seed: int
+) -> None:
+    patches = torch.zeros(64, 1, *size)
+    _, centres = drawn(patches, VOLUMES["voxel"], percentage=percentage, seed=seed)
+    expected = percentage / 100 * np.prod(size)
+    # Boxes cut at the six sides: the mean of 64 patches strays a little more than in a plane.
+    assert float(centres.sum()) / 64 == pytest.approx(expected, abs=0.8 * np.sqrt(expected) + 0.1)
+
+
+def unevenness(counts: torch.Tensor) -> float:
+    """Return by how many standard deviations the chi-square of even counts is exceeded."""
+    even = counts.mean()
+    return float((((counts - even) ** 2 / even).sum() - counts.numel()) / (2 * counts.numel()) ** 0.5)
+
+
+def test_every_voxel_is_as_likely_a_centre() -> None:
+    centres = drawn(torch.zeros(4000, 1, 6, 9, 10), VOLUMES["voxel"], percentage=4)[1]
+    counts = centres.sum((0, 1)).double()
+    assert float(counts.mean()) == pytest.approx(160, rel=0.01)
+    assert unevenness(counts) < 5
+    for axis in range(3):
+        for end in (0, -1):
+            assert float(counts.select(axis, end).mean()) == pytest.approx(160, rel=0.08)
+    # The same statistic sees one plane in six that is drawn a third less often.
+    counts[0] *= 2 / 3
+    assert unevenness(counts) > 5
+
+
+@pytest.mark.parametrize("size", [(24, 24), (8, 12, 16)])
+def test_patches_and_epochs_draw_independently(size: tuple[int, ...]) -> None:
+    n, kernel = 400, np.ones((1,) * len(size), np.bool_)
+    first, second = (
+        drawn(torch.zeros(n, 1, *size), kernel, 4.0, epoch=epoch)[1].flatten(1).double() for epoch in (0, 1)
+    )
+
+    def surplus(one: torch.Tensor, other: torch.Tensor) -> float:
+        """Return how many more centres than by chance fall together, in standard deviations."""
+        expected = float((one.mean(1) * other.mean(1)).sum()) * one.shape[1]
+        return (float((one * other).sum()) - expected) / expected**0.5
+
+    assert abs(surplus(first, second)) < 4
+    assert abs(surplus(first[:-1], first[1:])) < 4
+    # What is told from chance: one mask in ten that is drawn again, as of a generator that workers share.
+    second[::10] = first[::10]
+    assert surplus(first, second) > 10
+
+
+def test_the_places_of_a_centre_along_the_axes_are_independent() -> None:
+    keys = keys_of(1, 0, torch.arange(20_000), purpose=1)
+    for size in ((30, 30), (30, 30, 30)):
+        position, _ = draw_centres(keys, size, 0.1)
+        middle = position[0].shape[1] // 2
+        places = torch.stack([axis[:, middle] for axis in position]).double()
+        correlation = torch.corrcoef(places) - torch.eye(len(size))
+        assert float(correlation.abs().max()) < 4 / 20_000**0.5
 
 
 def test_every_pixel_is_as_likely_a_centre_and_centres_spread() -> None:
@@ -194,6 +339,56 @@ def test_oblong_patches_are_not_turned_by_a_quarter() -> None:
     assert not torch.equal(turned, patches)
 
 
+def turned_volume(volume: np.ndarray, turns: int, flip_x: bool, flip_z: bool) -> np.ndarray:
+    volume = volume[:, :, ::-1] if flip_x else volume
+    volume = volume[::-1] if flip_z else volume
+    return np.rot90(volume, turns, (1, 2))
+
+
+ALONG_Z = np.ones((3, 1, 1), np.bool_)
+CORNER = np.zeros((3, 3, 3), np.bool_)
+CORNER[1:, 1, 1] = CORNER[1, 1:, 1] = True
+
+
+@pytest.mark.parametrize(
+    ("kernel", "count"),
+    [(VOLUMES["voxel"], 16), (CROSS, 16), (ALONG_Z, 16), (VOLUMES["row along x"], 8), (CORNER, 2)],
+)
+def test_symmetries_of_volumes_keep_z_and_leave_the_kernel_unchanged(kernel: np.ndarray, count: int) -> None:
+    symmetries = symmetries_of(kernel)
+    assert symmetries[0] == (0, False, False)
+    assert len(set(symmetries)) == count
+    for symmetry in symmetries:
+        np.testing.assert_array_equal(turned_volume(kernel, *symmetry), kernel)
+
+
+@pytest.mark.parametrize("kernel", [*VOLUMES.values(), CORNER])
+def test_volumes_are_turned_by_the_allowed_symmetries_only(kernel: np.ndarray) -> None:
+    patches = noise(n=200, size=(4, 6, 6))
+    allowed = symmetries_of(kernel)
+    turned = turn_patches(patches, allowed, seed=0, epoch=0, numbers=torch.arange(200))
+    used = set()
+    for before, after in zip(patches[:, 0].numpy(), turned[:, 0].numpy(), strict=True):
+        every = symmetries_of(VOLUMES["voxel"])
+        matches = [s for s in every if np.array_equal(turned_volume(before, *s), after)]
+        assert len(matches) == 1
+        used.add(matches[0])
+    assert used == set(allowed)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 16), (4, 8, 8)])
+def test_a_target_is_turned_like_its_patch(size: tuple[int, ...]) -> None:
+    patches, numbers = noise(n=32, size=size), torch.arange(32) + 5
+    symmetries = symmetries_of(np.ones((1,) * len(size), np.bool_))
+    drawn_by = {"seed": 3, "epoch": 1}
+    turned = turn_patches(patches, symmetries, numbers=numbers, **drawn_by)
+    target = turn_patches(2 * patches + 1, symmetries, numbers=numbers, **drawn_by)
+    assert torch.equal(target, 2 * turned + 1)
+    assert not torch.equal(turned, patches)
+    other = turn_patches(patches, symmetries, numbers=numbers + 1, **drawn_by)
+    assert not torch.equal(other, turned)
+
+
 @pytest.mark.parametrize(
     ("kernel", "patch_size", "percentage", "error", "message"),
     [
@@ -204,6 +399,11 @@ def test_oblong_patches_are_not_turned_by_a_quarter() -> None:
         (SQUARE, (64, 64), 2.1, BadRequest, "mask_percentage"),
         (SINGLE, (64, 64), 0.01, BadRequest, "mask_percentage"),
         (SINGLE, (64, 64), float("nan"), BadRequest, "mask_percentage"),
+        (SINGLE, (16, 64, 64), 1.5, BadRequest, r"kernel\[None\]"),
+        (VOLUMES["voxel"], (64, 64), 1.5, BadRequest, "2 axes"),
+        (np.ones((1, 1, 1, 1), np.bool_), (8, 8, 8, 8), 1.5, BadRequest, "2D or 3D"),
+        (np.ones((9, 1, 1), np.bool_), (8, 64, 64), 1.5, PatchTooLarge, "patch_size"),
+        (np.ones((3, 3, 3), np.bool_), (8, 64, 64), 2, BadRequest, "mask_percentage"),
     ],
 )
 def test_impossible_blind_spots_are_refused(
@@ -211,6 +411,11 @@ def test_impossible_blind_spots_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         check_blind_spot(kernel, patch_size, percentage)
+
+
+def test_a_kernel_of_other_axes_than_the_patches_is_refused() -> None:
+    with pytest.raises(BadRequest, match="axes"):
+        drawn(noise(), VOLUMES["voxel"])
 
 
 def test_half_a_patch_may_be_hidden() -> None:

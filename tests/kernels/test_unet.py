@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from denoizarr.errors import ConfigError
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.tiling import tiles_of
-from denoizarr.kernels.unet import NetworkShape, UNet, build_network, fold_batch_norm, halo_of
+from denoizarr.kernels import unet
+from denoizarr.kernels.unet import BlurPool, NetworkShape, UNet, build_network, fold_batch_norm, halo_of
 
 SHAPES = [
-    NetworkShape(features=4, depth=depth, norm=norm, upsampling=upsampling)
-    for depth, norm, upsampling in [
-        (1, "batch", "nearest"),
-        (2, "batch", "nearest"),
-        (2, "none", "transposed"),
-        (3, "none", "nearest"),
+    NetworkShape(features=4, depth=depth, norm=norm, upsampling=upsampling, n2v2=n2v2)
+    for depth, norm, upsampling, n2v2 in [
+        (1, "batch", "nearest", False),
+        (2, "batch", "nearest", False),
+        (2, "none", "transposed", False),
+        (3, "none", "nearest", False),
+        (1, "none", "transposed", True),
+        (2, "batch", "nearest", True),
+        (2, "none", "transposed", True),
+        (3, "none", "nearest", True),
+    ]
+]
+VOLUME_SHAPES = [
+    NetworkShape(ndim=3, features=4, depth=1, norm=norm, upsampling=upsampling, n2v2=n2v2)
+    for norm, upsampling, n2v2 in [
+        ("batch", "nearest", False),
+        ("none", "transposed", False),
+        ("batch", "transposed", True),
+        ("none", "nearest", True),
     ]
 ]
 
@@ -74,38 +90,89 @@ def test_an_origin_off_the_grid_is_seen(shape: NetworkShape) -> None:
     assert worst_tile(trained(shape), (136, 152), halo_of(shape) + shape.stride, shift=1) > 1e-4
 
 
-def test_tiles_in_three_dimensions_equal_the_whole() -> None:
-    shape = NetworkShape(ndim=3, features=1, depth=1)
-    assert worst_tile(trained(shape), (20, 22, 40), halo_of(shape), tile=8) < 1e-12
+@pytest.mark.parametrize("shape", VOLUME_SHAPES, ids=str)
+def test_tiles_of_volumes_equal_the_whole(shape: NetworkShape) -> None:
+    net = trained(shape)
+    assert worst_tile(net, (20, 22, 40), halo_of(shape), tile=8) < 1e-12
+    assert worst_tile(net, (20, 22, 40), halo_of(shape) - shape.stride, tile=8) > 1e-9
+
+
+def test_a_deep_network_of_volumes_has_the_halo_of_one_of_planes() -> None:
+    for depth, n2v2 in ((1, False), (2, True), (3, False)):
+        flat, deep = (NetworkShape(ndim=ndim, depth=depth, n2v2=n2v2) for ndim in (2, 3))
+        assert halo_of(flat) == halo_of(deep)
 
 
 def test_halos_of_the_usual_depths() -> None:
     assert [halo_of(NetworkShape(depth=depth)) for depth in (2, 3, 4)] == [24, 48, 96]
+    assert [halo_of(NetworkShape(depth=depth, n2v2=True)) for depth in (2, 3, 4)] == [28, 56, 112]
 
 
+def support_of(net: UNet, voxel: int, width: int) -> tuple[int, int]:
+    """Return the first and last input voxel along x that an output voxel in the middle has a gradient to."""
+    stride, ndim = net.shape.stride, net.shape.ndim
+    image = torch.ones(1, 1, *(stride,) * (ndim - 1), width, dtype=torch.float64, requires_grad=True)
+    net(image)[(0, 0, *(0,) * (ndim - 1), voxel)].backward()
+    seen = torch.nonzero(image.grad.reshape(-1, width).sum(0))[:, 0]
+    return int(seen.min()), int(seen.max())
+
+
+@pytest.mark.parametrize("n2v2", [False, True], ids=["plain", "n2v2"])
 @pytest.mark.parametrize("upsampling", ["nearest", "transposed"])
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_reach_equals_the_support_of_the_gradient(depth: int, upsampling: str) -> None:
-    # Positive weights and mean pooling: no path from input to output can cancel or lose a maximum.
-    shape = NetworkShape(features=1, depth=depth, norm="none", upsampling=upsampling)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("ndim", "depth"), [(2, 1), (2, 2), (2, 3), (3, 1), (3, 2)])
+def test_reach_equals_the_support_of_the_gradient(
+    ndim: int,
+    depth: int,
+    upsampling: Literal["nearest", "transposed"],
+    n2v2: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Positive weights and means in place of maxima: no path from input to output can cancel or lose one.
+    shape = NetworkShape(ndim=ndim, features=1, depth=depth, norm="none", upsampling=upsampling, n2v2=n2v2)
     net = build_network(shape).double()
     for parameter in net.parameters():
         parameter.data.fill_(0.1)
-    net.pool = nn.AvgPool2d(2)  # type: ignore[assignment]
-    middle = 16 * shape.stride
+    mean = {2: functional.avg_pool2d, 3: functional.avg_pool3d}[ndim]
+    monkeypatch.setitem(unet._FUNCTIONAL_POOLS, ndim, (mean, mean))
+    if not n2v2:
+        net.pool = {2: nn.AvgPool2d, 3: nn.AvgPool3d}[ndim](2)  # type: ignore[assignment]
+    middle = (16 if ndim == 2 else 8) * shape.stride
     for voxel in range(middle, middle + shape.stride):
-        image = torch.ones(1, 1, shape.stride, 2 * middle, dtype=torch.float64, requires_grad=True)
-        net(image)[0, 0, 0, voxel].backward()
-        seen = torch.nonzero(image.grad[0, 0].sum(0))[:, 0]
-        assert (int(seen.min()), int(seen.max())) == net.reach_of(voxel)
+        assert support_of(net, voxel, 2 * middle) == net.reach_of(voxel)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_blur_pooling_is_a_maximum_of_two_then_weights_1_2_1(ndim: int) -> None:
+    image = np.random.default_rng(0).normal(size=(6, 8, 10)[-ndim:])
+    expected = np.pad(image, 1, mode="edge")
+    for axis in range(ndim):
+        left, right = (np.delete(expected, end, axis) for end in (-1, 0))
+        expected = np.maximum(left, right)
+    for axis in range(ndim):
+        first, second, third = (
+            np.take(expected, range(start, expected.shape[axis] - 2 + start, 2), axis) for start in range(3)
+        )
+        expected = (first + 2 * second + third) / 4
+    pooled = BlurPool(ndim)(torch.from_numpy(image)[None, None])[0, 0].numpy()
+    assert pooled.shape == tuple(n // 2 for n in image.shape)
+    np.testing.assert_allclose(pooled, expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("n2v2", [False, True], ids=["plain", "n2v2"])
+def test_n2v2_knows_no_way_around_the_bottom_at_the_finest_level(n2v2: bool) -> None:
+    net = build_network(NetworkShape(features=2, depth=1, n2v2=n2v2), seed=0)
+    for parameter in net.bottom.parameters():
+        parameter.data.zero_()
+    one, other = net(torch.randn(2, 1, 16, 16))
+    assert torch.equal(one, other) == n2v2
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, *VOLUME_SHAPES], ids=str)
 def test_folding_the_norm_changes_nothing(shape: NetworkShape) -> None:
     net = trained(shape)
     folded = fold_batch_norm(net)
     assert folded.shape == replace(shape, norm="none")
-    image = np.random.default_rng(0).normal(size=(32, 40))
+    image = np.random.default_rng(0).normal(size=(8, 32, 40)[-shape.ndim :])
     expected = run(net, image)
     np.testing.assert_allclose(run(folded, image), expected, atol=1e-12 * np.abs(expected).max())
 
@@ -125,7 +192,15 @@ def test_weights_are_a_function_of_the_seed_alone() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("ndim", 1), ("features", 0), ("features", 10**9), ("depth", 0), ("depth", True), ("norm", "group")],
+    [
+        ("ndim", 1),
+        ("features", 0),
+        ("features", 10**9),
+        ("depth", 0),
+        ("depth", True),
+        ("norm", "group"),
+        ("n2v2", 1),
+    ],
 )
 def test_an_impossible_shape_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=field):

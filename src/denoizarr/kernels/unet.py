@@ -8,6 +8,9 @@ With depth 2 and ``f`` features (numbers are channels; each arrow is a 3-wide co
                       max pool |                  | upsample
                           2f -> 4f ------------> 2f                                      bottom
 
+N2V2 (Hoeck et al. 2022) leaves out the skip of level 0 and blurs after every max pooling: what is left of the
+blind spots' own high frequencies, a checkerboard, has no way around the bottom.
+
 The input is not added to the output: a network with such a residual could copy the pixel it is meant to
 predict. Group and instance norms are not offered, because they make every output voxel depend on the whole
 tile, and then tiles cannot equal the whole image.
@@ -15,6 +18,7 @@ tile, and then tiles cannot equal the whole image.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -34,6 +38,10 @@ _TRANSPOSED: dict[int, type[nn.ConvTranspose2d | nn.ConvTranspose3d]] = {
 }
 _NORMS: dict[int, type[nn.BatchNorm2d | nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _POOLS: dict[int, type[nn.MaxPool2d | nn.MaxPool3d]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+_FUNCTIONAL_POOLS: dict[int, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    2: (functional.max_pool2d, functional.avg_pool2d),
+    3: (functional.max_pool3d, functional.avg_pool3d),
+}
 
 # Far above any useful network; a damaged or hostile model file must not make us allocate a terabyte.
 _MOST_FEATURES = 1024
@@ -56,6 +64,8 @@ class NetworkShape:
         Batch normalisation after every convolution, folded away for inference, or nothing.
     upsampling : {"nearest", "transposed"}
         Repeat every voxel, or a learned transposed convolution of width 2.
+    n2v2 : bool
+        No skip at the finest level, and :class:`BlurPool` in place of max pooling.
 
     Raises
     ------
@@ -68,6 +78,7 @@ class NetworkShape:
     depth: int = 2
     norm: Norm = "batch"
     upsampling: Upsampling = "nearest"
+    n2v2: bool = False
 
     def __post_init__(self) -> None:
         _check_range("ndim", self.ndim, 2, 3)
@@ -77,6 +88,10 @@ class NetworkShape:
             if getattr(self, field) not in choices:
                 got = repr(getattr(self, field))
                 raise ConfigError("no such layer", where=field, got=got, expected=" or ".join(choices))
+        if not isinstance(self.n2v2, bool):
+            raise ConfigError(
+                "a network is N2V2's or not", where="n2v2", got=repr(self.n2v2), expected="True or False"
+            )
 
     @property
     def stride(self) -> int:
@@ -116,6 +131,29 @@ class ConvolutionPair(nn.Module):
         return first - reach, last + reach
 
 
+class BlurPool(nn.Module):
+    """Max pooling with less aliasing: the largest of 2 at every voxel, then a 1-2-1 mean at every other one.
+
+    Along each axis output ``j`` reads voxels ``2j - 1`` to ``2j + 2``, edge values beyond the border::
+
+        voxels      2j-1    2j   2j+1   2j+2
+        largest       |--1--|--2--|--1--|       weights, over 4
+
+    Source: Zhang 2019, "Making convolutional networks shift-invariant again"; Hoeck et al. 2022 for N2V2.
+    """
+
+    def __init__(self, ndim: int) -> None:
+        super().__init__()
+        self.ndim = ndim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, c, [z,] y, x) to half the extents, which are even."""
+        largest, mean = _FUNCTIONAL_POOLS[self.ndim]
+        x = largest(functional.pad(x, (1, 1) * self.ndim, mode="replicate"), 2, 1)
+        # Two means of 2, one upon the other, are the weights 1-2-1.
+        return mean(mean(x, 2, 1), 2, 2)
+
+
 class UNet(nn.Module):
     """The network of the module's picture; build it with :func:`build_network`."""
 
@@ -129,41 +167,53 @@ class UNet(nn.Module):
         )
         self.bottom = ConvolutionPair(shape, width[-2], width[-1], width[-2])
         self.decoders = nn.ModuleList(
-            ConvolutionPair(shape, 2 * width[level], width[level], width[max(level - 1, 0)])
+            ConvolutionPair(
+                shape,
+                width[level] * (2 if self.skips_across(level) else 1),
+                width[level],
+                width[max(level - 1, 0)],
+            )
             for level in range(shape.depth)
         )
         self.upsamplers = nn.ModuleList(_upsampler(shape, width[level]) for level in range(shape.depth))
-        self.pool = _POOLS[shape.ndim](2)
+        self.pool = BlurPool(shape.ndim) if shape.n2v2 else _POOLS[shape.ndim](2)
         self.head = _CONVOLUTIONS[shape.ndim](shape.features, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, 1, [z,] y, x) to the same shape; extents are multiples of the stride."""
         skips = []
-        for encoder in self.encoders:
+        for level, encoder in enumerate(self.encoders):
             x = encoder(x)
-            skips.append(x)
+            skips.append(x if self.skips_across(level) else None)
             x = self.pool(x)
         x = self.bottom(x)
         for upsampler, decoder in zip(reversed(self.upsamplers), reversed(self.decoders), strict=True):
-            x = torch.cat((upsampler(x), skips.pop()), 1)
-            x = decoder(x)
+            x, skip = upsampler(x), skips.pop()
+            x = decoder(x if skip is None else torch.cat((x, skip), 1))
         return cast("Tensor", self.head(x))
+
+    def skips_across(self, level: int) -> bool:
+        """Return whether the decoder of this level (0 is the finest) also reads what its encoder wrote."""
+        return level > 0 or not self.shape.n2v2
 
     def reach_of(self, voxel: int) -> tuple[int, int]:
         """Return the first and last input voxel, along one axis, that output ``voxel`` can depend on.
 
         Walks the layers from the output to the input with the interval of voxels read so far: a convolution
-        widens it by half its kernel, upsampling halves it, pooling doubles it.
+        widens it by half its kernel, upsampling halves it, pooling doubles it (and blurring adds one voxel).
         """
         first, last, skipped = voxel, voxel, []
+        blur = int(self.shape.n2v2)
         for decoder in cast("list[ConvolutionPair]", list(self.decoders)):
             first, last = decoder.widen(first, last)
             skipped.append((first, last))
             first, last = first // 2, last // 2
         first, last = self.bottom.widen(first, last)
-        for encoder in cast("list[ConvolutionPair]", list(reversed(self.encoders))):
+        for level, encoder in reversed(list(enumerate(cast("list[ConvolutionPair]", list(self.encoders))))):
+            first, last = 2 * first - blur, 2 * last + 1 + blur
             across = skipped.pop()
-            first, last = min(2 * first, across[0]), max(2 * last + 1, across[1])
+            if self.skips_across(level):
+                first, last = min(first, across[0]), max(last, across[1])
             first, last = encoder.widen(first, last)
         return first, last
 
@@ -218,7 +268,7 @@ def halo_of(shape: NetworkShape) -> int:
     Returns
     -------
     int
-        Voxels, a multiple of the stride: 24, 48, 96 for depth 2, 3, 4.
+        Voxels, a multiple of the stride: 24, 48, 96 for depth 2, 3, 4; with N2V2's pooling 28, 56, 112.
     """
     with torch.device("meta"):
         net = UNet(shape)

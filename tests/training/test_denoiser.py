@@ -137,7 +137,12 @@ def test_a_file_gives_back_the_same_model(tmp_path: Path) -> None:
     assert Path(path).name == "model.safetensors"
     for name in (path, str(tmp_path / "model")):
         two = Denoiser.load(name)
-        assert (two.digest, two.shape, two.halo, two.stride) == (one.digest, one.shape, one.halo, one.stride)
+        assert (two.digest, two.network, two.halo, two.stride) == (
+            one.digest,
+            one.network,
+            one.halo,
+            one.stride,
+        )
         assert (two.normalisation, two.training, two.patch_size) == (
             one.normalisation,
             {"epochs": 3},
@@ -148,12 +153,58 @@ def test_a_file_gives_back_the_same_model(tmp_path: Path) -> None:
         np.testing.assert_array_equal(two.denoise(stack), one.denoise(stack))
 
 
+def test_a_file_keeps_all_that_a_model_knows(tmp_path: Path) -> None:
+    shape = NetworkShape(ndim=3, features=2, depth=1, n2v2=True)
+    one = Denoiser(
+        shape,
+        build_network(shape, seed=0).state_dict(),
+        Normalisation((100.0,), (20.0,)),
+        target_normalisation=Normalisation((5.0,), (0.1,)),
+        blind_spot=np.ones((1, 1, 3), np.bool_),
+        patch_size=(16, 16),
+        pixel_size={"z": {"value": 2.0, "unit": "micrometer"}, "x": {"value": 0.1, "unit": None}},
+        training={"epochs": 3, "of": [1, None]},
+        provenance={"who": "é"},
+    )
+    two = Denoiser.load(one.save(tmp_path / "model.safetensors"))
+    names = ("network", "normalisation", "target_normalisation", "patch_size", "pixel_size", "training")
+    for name in (*names, "provenance", "axes", "halo", "stride", "digest"):
+        assert getattr(two, name) == getattr(one, name), name
+    assert (one.axes, one.patch_size) == ("zyx", (1, 16, 16))
+    np.testing.assert_array_equal(two.blind_spot, one.blind_spot)
+    assert "torch" in model().provenance["software"]
+
+
+def test_the_output_is_in_the_targets_intensities() -> None:
+    one = model()
+    target = Normalisation((-3.0,), (0.5,))
+    weights = dict(one.module.state_dict())
+    shape = NetworkShape(features=4, norm="none")  # the folded network's
+    two = Denoiser(shape, weights, one.normalisation, target_normalisation=target)
+    plane = image((32, 32))
+    expected = (one.denoise(plane) - 100) / 20 * 0.5 - 3
+    np.testing.assert_allclose(two.denoise(plane), expected, rtol=1e-4, atol=1e-4)
+    assert two.digest != Denoiser(shape, weights, one.normalisation).digest
+    with pytest.raises(ConfigError, match="target_normalisation"):
+        Denoiser(shape, weights, one.normalisation, target_normalisation=Normalisation((0, 0), (1, 1)))
+
+
+@pytest.mark.parametrize(
+    "size", [{"t": {"value": 1.0, "unit": None}}, {"x": {"value": -1.0, "unit": None}}, {"x": 0.1}]
+)
+def test_a_pixel_size_has_a_form(size: dict[str, object]) -> None:
+    shape = NetworkShape(features=2, depth=1)
+    weights = build_network(shape).state_dict()
+    with pytest.raises(ConfigError):
+        Denoiser(shape, weights, Normalisation((0.0,), (1.0,)), pixel_size=size)  # type: ignore[arg-type]
+
+
 def test_the_digest_names_what_decides_the_output() -> None:
     one, other = model(), model(seed=1)
     assert one.digest != other.digest
     assert one.digest != model(channels=2).digest
-    weights = build_network(one.shape, seed=0).state_dict()
-    same = [Denoiser(one.shape, weights, one.normalisation, training={"n": n}).digest for n in (1, 2)]
+    weights = build_network(one.network, seed=0).state_dict()
+    same = [Denoiser(one.network, weights, one.normalisation, training={"n": n}).digest for n in (1, 2)]
     assert same[0] == same[1]
 
 
@@ -188,10 +239,44 @@ def spoilt(path: str, **changes: object) -> None:
         ({"normalisation": {"mean": [0.0], "std": [0.0]}}, "std"),
         ({"normalisation": {"mean": ["nan"], "std": [1.0]}}, "mean"),
         ({"normalisation": {"mean": [0.0]}}, "std"),
-        ({"blind_spot": [[0, 1]]}, "odd"),
+        ({"blind_spot": [[0, 1]]}, "blind_spot.*odd"),
+        ({"blind_spot": [[[1]]]}, "blind_spot"),
+        ({"blind_spot": [[1], [1, 0]]}, "blind_spot"),
+        ({"blind_spot": "1"}, "blind_spot"),
         ({"blind_spot": [[0, 7, 0]]}, "blind_spot"),
         ({"patch_size": [64]}, "patch_size"),
-        ({"patch_size": None}, "valid"),
+        ({"patch_size": None}, "patch_size"),
+        ({"patch_size": [64, 0]}, "patch_size"),
+        ({"version": 1}, "version"),
+        ({"network": {"own": ""}}, "network"),
+        ({"network": {"own": "some.Class"}}, "example"),
+        ({"network": asdict(NetworkShape(features=4)) | {"ndim": 3}}, "network.*ndim"),
+        ({"network": []}, "network"),
+        ({"network": asdict(NetworkShape(features=1024, depth=6))}, "tensor"),
+        ({"axes": "xy"}, "axes"),
+        ({"axes": "zyx"}, "network"),
+        ({"axes": ["yx"]}, "axes"),
+        ({"halo": [16, 16]}, "halo"),
+        ({"halo": [24.0, 24]}, "halo"),
+        ({"halo": [24]}, "halo"),
+        ({"halo": [10**9, 24]}, "halo"),
+        ({"stride": [2, 2]}, "stride"),
+        ({"stride": "44"}, "stride"),
+        ({"normalisation": [0, 1]}, "normalisation"),
+        ({"normalisation": {"mean": [10**400], "std": [1.0]}}, "normalisation"),
+        ({"target_normalisation": {"mean": [0.0, 1.0], "std": [1.0, 1.0]}}, "target_normalisation"),
+        ({"target_normalisation": {"mean": [0.0], "std": [-1.0]}}, "target_normalisation"),
+        ({"pixel_size": {"z": {"value": 1.0, "unit": None}}}, "pixel_size"),
+        ({"pixel_size": {"x": {"value": 0, "unit": None}}}, "pixel_size"),
+        ({"pixel_size": {"x": {"value": 1.0, "unit": 3}}}, "pixel_size"),
+        ({"pixel_size": {"x": 1.0}}, "pixel_size"),
+        ({"example": [0.0]}, "example"),
+        ({"training": None}, "training"),
+        ({"training": {"epochs": 4}}, "digest"),
+        ({"provenance": "me"}, "provenance"),
+        ({"more": 1}, "more"),
+        ({"digest": None}, "digest"),
+        ({"digest": ""}, "digest"),
         ({"digest": "0"}, "digest"),
     ],
 )
@@ -207,6 +292,10 @@ def test_a_spoilt_header_is_refused_by_the_fields_name(
 def test_a_missing_field_is_refused_by_name(tmp_path: Path) -> None:
     path = model().save(tmp_path / "model")
     header, tensors = read_tensors(path)
+    assert set(header) == {
+        "format", "version", "network", "axes", "halo", "stride", "normalisation", "target_normalisation",
+        "blind_spot", "patch_size", "pixel_size", "example", "training", "provenance", "digest",
+    }  # fmt: skip
     for field in header:
         write_tensors(path, {k: v for k, v in header.items() if k != field}, tensors)
         with pytest.raises(ModelError, match=field):

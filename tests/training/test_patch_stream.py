@@ -1,4 +1,6 @@
 import pickle
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +17,7 @@ from denoizarr.selection.filters import MaxPatchFilter
 from denoizarr.selection.index_builder import build_index
 from denoizarr.stores.images import open_image
 from denoizarr.training import patch_stream as module
+from denoizarr.training import portion_sources, portions
 from denoizarr.training.patch_stream import PatchStream, validation_patches
 
 
@@ -91,8 +94,81 @@ def test_several_images_say_which():
     assert found == {0, 1}
 
 
+@pytest.mark.parametrize("dims", ["zyx", "czyx", "tzyx", "tczyx"])
+def test_volumes_as_patches_are_the_raw_voxels_at_their_origins(dims):
+    sizes = {"t": 2, "c": 3, "z": 11, "y": 30, "x": 26}
+    image = xr.DataArray(noise([sizes[d] for d in dims]), dims=tuple(dims)).chunk({"z": 4, "y": 10, "x": 9})
+    stream = PatchStream(image, build_index(image, (4, 8, 6)), batch_size=6, patches_per_epoch=40)
+    spatial = [d for d in dims if d != "c"]
+    seen = 0
+    for batch in stream:
+        assert batch["patch"].shape[1:] == (3 if "c" in dims else 1, 4, 8, 6)
+        assert batch["origin"].shape[1:] == (len(spatial),)
+        for one, place in zip(batch["patch"].numpy(), batch["origin"].numpy(), strict=True):
+            at = dict(zip(spatial, place.tolist(), strict=True))
+            window = {d: slice(at[d], at[d] + n) for d, n in (("z", 4), ("y", 8), ("x", 6))}
+            expected = image.isel({**({"t": at["t"]} if "t" in at else {}), **window}).values
+            np.testing.assert_array_equal(one, expected.reshape(one.shape).astype(np.float32))
+            seen += 1
+    assert seen == 40
+
+
+@pytest.mark.parametrize("patch", [8, (3, 8, 8)])
+def test_pairs_are_the_same_part_of_image_and_target(patch):
+    images = [noise((5, 40, 44)), noise((4, 33, 60))]
+    targets = [(i * 2.0 + 7).astype(np.float32) for i in images]
+    stream = PatchStream(
+        images, build_index(images, patch), target=targets, batch_size=9, patches_per_epoch=70
+    )
+    for batch in stream:
+        assert batch["target"].dtype == torch.float32
+        assert torch.equal(batch["target"], batch["patch"] * 2 + 7)
+    # Two bytes of the image and four of the target a voxel.
+    chunks = stream.statistics["chunks_read"]
+    assert chunks % 2 == 0
+    assert stream.statistics["read_amplification"] > 0
+
+
+def test_targets_that_do_not_fit_are_refused():
+    image = noise((5, 40, 44))
+    index = build_index(image, 8)
+    with pytest.raises(BadRequest, match="extent of its image") as caught:
+        PatchStream(image, index, target=noise((5, 40, 45)))
+    assert "z: 5, y: 40, x: 45" in str(caught.value)
+    with pytest.raises(BadRequest, match="its own target"):
+        PatchStream([image, image], build_index([image, image], 8), target=image)
+
+
+def test_numbers_count_the_epoch_over_all_ranks():
+    image = noise((64, 64))
+    index = build_index(image, 8)
+    found = []
+    for rank in range(2):
+        stream = PatchStream(image, index, batch_size=4, patches_per_epoch=40, rank=rank, world_size=2)
+        found += [int(n) for item in stream for n in item["number"]]
+    assert found == list(range(40))
+
+
+@pytest.mark.parametrize("dtype", [">u2", "int32", "float64", "bool"])
+def test_any_dtype_comes_as_float32(dtype):
+    image = noise((40, 40)).astype(dtype)
+    for item in PatchStream(image, build_index(image, 8), patches_per_epoch=9):
+        y, x = item["origin"].tolist()
+        assert item["patch"].dtype == torch.float32
+        np.testing.assert_array_equal(item["patch"][0].numpy(), image[y : y + 8, x : x + 8].astype("f4"))
+
+
+def test_a_slice_of_a_stored_image_is_read_chunk_by_chunk_too(stored):
+    """Its first chunk is short: blocks begin where chunks do, not where the slice does."""
+    _, image = stored
+    part = image.isel(y=slice(9, 96), x=slice(5, 130))
+    stream = PatchStream(part, build_index(part, 8), batch_size=16, patches_per_epoch=3000)
+    list(stream)
+    assert stream.statistics["chunks_read"] == 3 * 6 * 9
+
+
 @pytest.mark.parametrize("per_epoch", [60, 900])
-def test_resuming_gives_the_next_batch_bit_for_bit(stored, per_epoch):
+def test_resuming_at_any_batch_gives_the_next_one_bit_for_bit(stored, per_epoch):
     _, image = stored
     index = build_index(image, 8)
 
@@ -101,7 +177,9 @@ def test_resuming_gives_the_next_batch_bit_for_bit(stored, per_epoch):
 
     whole = stream()
     batches = [list(whole) for _ in range(2)]
-    for stop in (0, 1, 5, len(batches[0])):
+    last = len(batches[0])
+    stops = np.random.default_rng(per_epoch).integers(0, last + 1, 20).tolist()
+    for stop in (0, 1, last, *stops):
         first, second = stream(), stream()
         iterator = iter(first)
         for _ in range(stop):
@@ -111,7 +189,37 @@ def test_resuming_gives_the_next_batch_bit_for_bit(stored, per_epoch):
         rest = list(second)
         expected = batches[0][stop:] or batches[1]
         assert rows(rest) == rows(expected)
+        assert torch.equal(rest[0]["number"], expected[0]["number"])
     assert whole.state_dict() == {"seed": 3, "epoch": 2, "position": 0}
+
+
+def test_what_is_read_ahead_changes_nothing(stored):
+    import threading
+
+    def reading():
+        return [t for t in threading.enumerate() if t.name.startswith("patch-stream")]
+
+    _, image = stored
+    index = build_index(image, 8)
+    plain = PatchStream(image, index, batch_size=8, patches_per_epoch=100)
+    expected = [rows(plain) for _ in range(3)]
+    stream = PatchStream(image, index, batch_size=8, patches_per_epoch=100, num_epochs=3)
+    assert rows(stream) == expected[0]
+    assert reading(), "of epoch 1"
+    stream.set_epoch(0)
+    assert rows(stream) == expected[0], "what was read ahead is not what is wanted"
+    assert [rows(stream), rows(stream)] == expected[1:]
+    assert not reading(), "there is no fourth epoch"
+    assert stream.statistics["patches"] == 400
+    stream.set_epoch(0)
+    iterator = iter(stream)
+    for _ in range(13):
+        next(iterator)
+    state = stream.state_dict()
+    assert state == {"seed": 0, "epoch": 1, "position": 0}
+    iterator.close()
+    stream.close()
+    assert not reading()
 
 
 def test_set_epoch_chooses_the_epoch(stored):
@@ -130,7 +238,7 @@ def test_threads_and_timing_change_nothing(stored, monkeypatch):
     index = build_index(image, 8)
     found = []
     for threads in (1, 4):
-        monkeypatch.setattr(module, "_READING_THREADS", threads)
+        monkeypatch.setattr(portion_sources, "READING_THREADS", threads)
         found.append(rows(PatchStream(image, index, batch_size=4, patches_per_epoch=300)))
     assert found[0] == found[1]
 
@@ -163,12 +271,48 @@ def test_workers_share_an_epoch(stored, monkeypatch):
     assert shares == alone
 
 
-def test_loader_workers_yield_the_epoch():
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker:UserWarning")  # of two cores
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+def test_loader_workers_yield_the_epoch(workers):
     image = noise((3, 64, 64))
     index = build_index(image, 8)
     stream = PatchStream(image, index, batch_size=8, patches_per_epoch=100)
-    loader = DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context="fork")
-    assert sorted(rows(loader)) == sorted(rows(stream))
+    context = {"multiprocessing_context": "fork"} if workers else {}
+    loader = DataLoader(stream, batch_size=None, num_workers=workers, **context)
+    expected = PatchStream(image, index, batch_size=8, patches_per_epoch=100)
+    assert sorted(rows(loader)) == sorted(rows(expected))
+
+
+_RANK = """
+import sys, numpy, torch
+from denoizarr import open_image, build_index, PatchStream
+path, rank, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[4]}", rank=rank, world_size=size)
+image = open_image(path, axes="zyx")
+stream = PatchStream(image, build_index(image, 8, seed=1), batch_size=8, patches_per_epoch=500)
+for item in stream:
+    for number, origin in zip(item["number"].tolist(), item["origin"].tolist()):
+        print(number, *origin)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_ranks_in_two_processes_share_an_epoch(stored, tmp_path):
+    _, image = stored
+    command = [sys.executable, "-c", _RANK, str(image.attrs["url"])]
+    ranks = [
+        subprocess.Popen([*command, str(r), "2", str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True)
+        for r in range(2)
+    ]
+    found = [{tuple(map(int, line.split())) for line in rank.communicate()[0].splitlines()} for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert len(found[0]) == len(found[1]) == 248
+    assert not found[0] & found[1]
+    alone = PatchStream(image, build_index(image, 8, seed=1), batch_size=8, patches_per_epoch=500)
+    numbered = {
+        (int(n), *o) for i in alone for n, o in zip(i["number"], i["origin"].tolist(), strict=True) if n < 496
+    }
+    assert found[0] | found[1] == numbered
 
 
 def test_a_forked_worker_that_would_hang_is_refused(stored):
@@ -245,10 +389,12 @@ def test_every_position_is_reached_over_the_epochs():
 
 
 def test_blocks_are_interleaved(stored):
+    """Few at the beginning of an epoch, which is then soon under way."""
     _, image = stored
     stream = PatchStream(image, build_index(image, 8), batch_size=32, patches_per_epoch=900)
-    first = next(iter(stream))["origin"].numpy()
-    assert len(np.unique(first // [2, 32, 32], axis=0)) > 4
+    blocks = [len(np.unique(item["origin"].numpy() // [2, 32, 32], axis=0)) for item in stream]
+    assert blocks[0] >= 2
+    assert np.median(blocks) > 4
 
 
 def test_an_iteration_left_early_leaves_no_thread(stored):
@@ -268,7 +414,7 @@ def test_an_error_while_reading_ahead_is_raised(stored, monkeypatch):
     def fails(*arguments):
         raise OSError("gone")
 
-    monkeypatch.setattr(module, "_read_block", fails)
+    monkeypatch.setattr(portions, "_read_of", fails)
     with pytest.raises(OSError, match="gone"):
         next(iter(stream))
 
@@ -283,7 +429,7 @@ def test_training_patches_never_touch_a_validation_patch(shape, chunk, seed):
     image = xr.DataArray(noise(shape), dims=("z", "y", "x")).chunk({"y": chunk, "x": chunk})
     training, validation = build_index(image, (4, 5)).split(0.15, seed)
     held = np.zeros(shape, bool)
-    patches, origins = validation_patches(image, validation, 50, seed)
+    patches, origins, _ = validation_patches(image, validation, 50, seed)
     assert len(np.unique(origins, axis=0)) == len(origins)
     for patch, (z, y, x) in zip(patches, origins, strict=True):
         held[z, y : y + 4, x : x + 5] = True
@@ -296,7 +442,7 @@ def test_training_patches_never_touch_a_validation_patch(shape, chunk, seed):
 def test_validation_patches_are_fixed_and_empty_where_nothing_is_held_out():
     image = noise((20, 20))
     validation = build_index(image, 10).split(0.1)[1]
-    patches, origins = validation_patches(image, validation, 5)
+    patches, origins, _ = validation_patches(image, validation, 5)
     assert patches.shape == (0, 1, 10, 10)
     assert origins.shape == (0, 2)
     index = build_index(image, 4)
@@ -314,6 +460,8 @@ def test_requests_that_cannot_be_are_refused():
         PatchStream(image, index, batch_size=0)
     with pytest.raises(BadRequest, match="go together"):
         PatchStream(image, index, rank=1)
+    with pytest.raises(BadRequest, match="world_size=0"):
+        PatchStream(image, index, rank=0, world_size=0)
     with pytest.raises(BadRequest, match="fewer batches"):
         PatchStream(image, index, batch_size=8, patches_per_epoch=8, rank=0, world_size=2)
     with pytest.raises(EmptyIndex):

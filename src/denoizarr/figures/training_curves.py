@@ -14,7 +14,10 @@ from denoizarr.figures import canvas
 
 
 def training_curves_figure(
-    stages: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str = "How training went"
+    stages: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    title: str = "How training went",
+    with_target: bool = False,
 ) -> Figure:
     """Draw loss and learning rate over epochs, one column of panels per stage.
 
@@ -25,15 +28,23 @@ def training_curves_figure(
         learning_rate. An absent or empty value is a gap. A stage may have no rows.
     title : str
         Title of the figure.
+    with_target : bool
+        The network learnt to predict a target, not hidden pixels of the noisy image.
 
     Returns
     -------
     matplotlib.figure.Figure
         Per stage: loss, then learning rate below it.
     """
+    compared = (
+        "The loss compares predictions with the target, both normalised. What noise the target holds cannot "
+        "be predicted, so a good run may level"
+        if with_target
+        else "The loss compares predicted pixels with the noisy pixels that were hidden, both normalised. "
+        "Noise cannot be predicted, so a good run levels"
+    )
     caption = (
-        "The loss compares predicted pixels with the noisy pixels that were hidden, in units of the image's "
-        "variance. Noise cannot be predicted, so a good run levels out above zero. Validation is measured on "
+        f"{compared} out above zero. Validation is measured on "
         "parts of the image that are never trained on; the model with the lowest validation loss is kept. "
         "Still falling at the end: more epochs would help. Validation rising while training falls: "
         "overfitting."

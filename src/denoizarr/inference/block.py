@@ -4,7 +4,7 @@
 
     read box of the block      valid box = write box = whole write units
     +---------------------+
-    |      halo           |    one read serves all tiles of a plane; a tile's own read box
+    |      halo           |    one read serves all tiles of a plane or volume; a tile's own read box
     |   +-------------+   |    lies inside it, on the global grid of the network's stride
     |   | tile | tile |   |
     |   |------+------|   |
@@ -31,6 +31,7 @@ from denoizarr.images.output import open_level, write_box
 from denoizarr.kernels.intensity import cast_intensities
 from denoizarr.stores.sources import Array, ImageReader
 from denoizarr.training.denoiser import Denoiser
+from denoizarr.training.own_network import OwnNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class PredictionSpec:
     threads : int
         Of one block; part of the job's identity, because a convolution's last bits depend on it.
     device : str
+    network : OwnNetwork or None
+        The structure of a network that is not ours; its weights are in the model's file like any other's.
     """
 
     reader: ImageReader
@@ -57,11 +60,12 @@ class PredictionSpec:
     tile_shape: tuple[int, ...]
     threads: int
     device: str
+    network: OwnNetwork | None = None
 
 
 @lru_cache(maxsize=2)
-def _model(url: str, digest: str, device: str) -> Denoiser:
-    denoiser = Denoiser.load(url)
+def _model(url: str, digest: str, device: str, network: OwnNetwork | None) -> Denoiser:
+    denoiser = Denoiser.load(url, network=network)
     assert denoiser.digest == digest, f"{url} changed since the job began"
     return denoiser.to(device=device)
 
@@ -69,7 +73,7 @@ def _model(url: str, digest: str, device: str) -> Denoiser:
 def denoise_block(spec: PredictionSpec, block: int) -> Record:
     """Denoise one write unit of the finest level."""
     torch.set_num_threads(spec.threads)
-    denoiser = _model(spec.model_url, spec.model_digest, spec.device)
+    denoiser = _model(spec.model_url, spec.model_digest, spec.device, spec.network)
     level = spec.layout.levels[0]
     box = level.write_units.box(block)
     values, absent = denoise_box(denoiser, spec.reader, box, spec.tile_shape, np.dtype(spec.layout.dtype))

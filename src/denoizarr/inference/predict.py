@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -19,10 +20,12 @@ from denoizarr.stores import locations
 from denoizarr.stores.images import ImageLike, as_images
 from denoizarr.stores.strict import Missing
 from denoizarr.training.denoiser import Denoiser
+from denoizarr.training.own_network import OwnNetwork
 
 from .block import PredictionSpec, denoise_block
 from .prediction import PREDICTION_BATCH_VOXELS, plan_prediction
 
+_LOG = logging.getLogger(__name__)
 # Cores are filled with blocks; one block's last bits depend on its number of threads.
 _BLOCK_THREADS = 1
 
@@ -51,6 +54,8 @@ def predict(
     Parameters
     ----------
     denoiser : Denoiser, str or Path
+        One of 3D needs an image with z. One of one's own network is handed over loaded, not as a path; with a
+        ``client`` its class must be importable on the workers, or defined in the main program.
     source : str, Path, zarr.Array, DataArray, dask or numpy array, or a list or glob of them
         Any axes of t, c, z beside the model's own are looped. With a ``client``, workers must be able to
         read it from its store.
@@ -128,6 +133,8 @@ def _predict_one(
     **layout_options: Any,
 ) -> RunSummary:
     planned = plan_prediction(model, image, destination, **layout_options)
+    for warning in planned.warnings:
+        _LOG.warning("%s: %s", planned.reader.name, warning)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model_url = locations.join(ledger_url(planned.layout.url), "model.safetensors")
     identity = {
@@ -139,7 +146,15 @@ def _predict_one(
         "device": device,
     }
     spec = PredictionSpec(
-        planned.reader, model_url, model.digest, planned.layout, planned.tile_shape, _BLOCK_THREADS, device
+        planned.reader,
+        model_url,
+        model.digest,
+        planned.layout,
+        planned.tile_shape,
+        _BLOCK_THREADS,
+        device,
+        # Without weights: a task must stay small, and they come from the model's file.
+        model.network.structure() if isinstance(model.network, OwnNetwork) else None,
     )
     job = ImageJob(
         planned.reader,

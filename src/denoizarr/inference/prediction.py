@@ -14,7 +14,7 @@ import xarray as xr
 
 from denoizarr.errors import BadRequest, MemoryLimitTooSmall, ModelError
 from denoizarr.geometry.boxes import Box
-from denoizarr.geometry.grids import ceil_div
+from denoizarr.geometry.grids import ceil_div, round_up
 from denoizarr.geometry.tiling import tile_for, tiles_of
 from denoizarr.images.layout import OutputLayout, chunks_like, plan_layout
 from denoizarr.images.pyramid import blocks_per_batch
@@ -29,7 +29,23 @@ from denoizarr.training.denoiser import Denoiser
 BASE_BYTES = 768 * 2**20
 # A batch is some seconds of a CPU core: the standard network does about half a megapixel a second.
 PREDICTION_BATCH_VOXELS = 2 * 2**20
-_TILE_SIDES = (2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 32, 16, 8)
+_TILE_SIDES = {
+    2: (2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 32, 16, 8),
+    # Every voxel of a tile's side saves far more of the halo in 3D.
+    3: (256, 192, 128, 112, 96, 80, 64, 56, 48, 40, 32, 24, 16, 8),
+}
+# A block of one plane would be read, and computed, with dozens of planes around it.
+_DEPTH, _UNIT_VOXELS = 64, 16 * 2**20
+_METRES = {
+    "angstrom": 1e-10,
+    "nanometer": 1e-9,
+    "micrometer": 1e-6,
+    "millimeter": 1e-3,
+    "centimeter": 1e-2,
+    "meter": 1.0,
+}
+# Noise and structure look alike to a network up to about here.
+_SAME_PIXEL_SIZE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +68,8 @@ class Prediction:
         Voxels that the network computes over voxels kept.
     changes : tuple of str
         What of the input does not survive.
+    warnings : tuple of str
+        Why the result may be worse than the model can do.
     """
 
     reader: ImageReader
@@ -64,6 +82,7 @@ class Prediction:
     bytes_per_worker: int
     recompute_factor: float
     changes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def parse_bytes(text: str | int, where: str = "memory_limit") -> int:
@@ -111,6 +130,8 @@ def plan_prediction(
     _check_model(denoiser, reader, n)
     kept = _dtype_of(reader.dtype if dtype in (None, "same") else dtype)
     scale, translation, units = world_of(image)
+    if n == 3 and shards is None:
+        chunks, shards = _deep_units(reader, chunks, ome_version)
     layout = plan_layout(
         locations.join(destination),
         dims=reader.dims,
@@ -132,8 +153,7 @@ def plan_prediction(
     planes = prod(reader.shape[:-n])
     spatial = reader.shape[-n:]
     inner = tuple(min(a, b) for a, b in zip(tile, first.shape[-n:], strict=True))
-    tiles = tiles_of(Box.whole(spatial), inner, spatial, denoiser.halo, denoiser.stride)
-    computed = sum(t.read.size for t in tiles)
+    computed = _computed(denoiser, spatial, inner)
     read = sum(_read_size(denoiser, grid.box(i), spatial, n) for i in range(min(len(grid), 64)))
     read = int(
         read * len(grid) / min(len(grid), 64)
@@ -151,6 +171,7 @@ def plan_prediction(
         peak,
         round(computed * planes / prod(reader.shape), 4),
         changes,
+        _other_pixel_size(denoiser, reader.dims, scale, units),
     )
 
 
@@ -167,17 +188,70 @@ def _dtype_of(given: Any) -> np.dtype[Any]:
 
 
 def _check_model(denoiser: Denoiser, reader: ImageReader, n: int) -> None:
-    if len(reader.shape) < n:
+    if reader.dims[-n:] != tuple(denoiser.axes):
         raise ModelError(
-            "a model of more axes than the image",
-            got=f"{n} axes for {reader.dims}",
-            remedy="train on this image",
+            "the model needs axes that the image does not have",
+            where=reader.name,
+            got=f"an image of axes {''.join(reader.dims)}",
+            expected=f"one that ends in {denoiser.axes}, for a {n}D model",
+            remedy=f"train a {n - 1}D model on this image" if n == 3 else "choose another image",
         )
     channels = reader.shape[reader.dims.index("c")] if "c" in reader.dims else 1
     if denoiser.channels not in (1, channels):
         raise ModelError(
             "model and image differ in channels", where=reader.name, got=channels, expected=denoiser.channels
         )
+
+
+def _deep_units(
+    reader: ImageReader, chunks: Sequence[int] | None, ome_version: str
+) -> tuple[Sequence[int] | None, Sequence[int] | None]:
+    """Return chunks and shards for a 3D model: write units of 64 planes, where the image has as many."""
+    dims, shape = reader.dims, reader.shape
+    if ome_version == "0.4":  # chunks are what a task writes
+        deep = (1,) * (len(shape) - 3) + (_DEPTH, 256, 256)
+        return chunks or tuple(map(min, deep, shape)), None
+    chunks = chunks or chunks_like(dims, reader.chunks, shape) or (1,) * (len(shape) - 2) + (512, 512)
+    if len(chunks) != len(shape):
+        return chunks, None  # refused where the layout is planned
+    units = [round_up(_DEPTH if d == "z" else 1, int(c)) for d, c in zip(dims, chunks, strict=True)]
+    for axis in (-1, -2):
+        while units[axis] < min(shape[axis], 512) and 2 * prod(units) <= _UNIT_VOXELS:
+            units[axis] *= 2
+    return chunks, tuple(units)
+
+
+def _other_pixel_size(
+    denoiser: Denoiser, dims: Sequence[str], scale: Sequence[float], units: Sequence[str | None]
+) -> tuple[str, ...]:
+    """Return a sentence for each axis along which model and image differ in pixel size by more than 5 %."""
+    found = []
+    for axis, trained in (denoiser.pixel_size or {}).items():
+        if axis not in dims:
+            continue
+        value, unit = abs(scale[dims.index(axis)]), units[dims.index(axis)]
+        if trained["unit"] == unit:
+            ratio = value / trained["value"]
+        elif unit in _METRES and trained["unit"] in _METRES:
+            ratio = value * _METRES[str(unit)] / (trained["value"] * _METRES[str(trained["unit"])])
+        else:
+            continue
+        if abs(ratio - 1) > _SAME_PIXEL_SIZE:
+            trained_on = f"{trained['value']:g} {trained['unit'] or ''}".strip()
+            found.append(
+                f"the pixel size along {axis} is {f'{value:g} {unit or str()}'.strip()}, and the model was "
+                f"trained at {trained_on}: it may blur or miss what looks larger or smaller to it"
+            )
+    return tuple(found)
+
+
+def _computed(denoiser: Denoiser, spatial: tuple[int, ...], tile: tuple[int, ...]) -> int:
+    """Return the voxels that the network computes for a whole plane or volume cut into tiles."""
+    total = 1
+    for n, t, h, s in zip(spatial, tile, denoiser.halo, denoiser.stride, strict=True):
+        # What is read is a product of intervals, so that its sum over all tiles is a product of sums.
+        total *= sum(part.read.size for part in tiles_of(Box.whole((n,)), (t,), (n,), (h,), (s,)))
+    return total
 
 
 def _read_size(denoiser: Denoiser, box: Box, spatial: tuple[int, ...], n: int) -> int:
@@ -205,7 +279,10 @@ def _tile_that_fits(
 
     def peak(tile: tuple[int, ...]) -> int:
         inner = tuple(min(t, b) for t, b in zip(tile, block.shape[-n:], strict=True))
-        grown = prod(t + 2 * h + s for t, h, s in zip(inner, denoiser.halo, denoiser.stride, strict=True))
+        grown = prod(
+            min(t + 2 * h + s, round_up(whole, s))
+            for t, h, s, whole in zip(inner, denoiser.halo, denoiser.stride, spatial, strict=True)
+        )
         return int(around + grown * denoiser.bytes_per_voxel)
 
     if asked is not None:
@@ -218,7 +295,8 @@ def _tile_that_fits(
             )
         candidates = [tile]
     else:
-        candidates = [(side,) * n for side in _TILE_SIDES if side % max(denoiser.stride) == 0]
+        sides = [side for side in _TILE_SIDES[n] if side >= max(denoiser.stride)] or [max(denoiser.stride)]
+        candidates = [tuple(side // s * s for s in denoiser.stride) for side in sides]
     for tile in candidates:
         if peak(tile) <= limit_bytes:
             return tile, peak(tile)

@@ -17,6 +17,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from denoizarr.errors import BadRequest, EmptyIndex
+from denoizarr.geometry.boxes import Box
 from denoizarr.stores.images import ImageLike, as_images, reader_of
 
 from . import index_file
@@ -160,24 +161,6 @@ class PatchIndex:
             )
         return f"{found} Number of patches has been reduced to {self.n_patches} from {self.n_cells}."
 
-    @property
-    def plane_patch(self) -> tuple[int, int]:
-        """The patch as (y, x).
-
-        Raises
-        ------
-        BadRequest
-            It is 3D, which only the index knows what to do with.
-        """
-        if len(self.patch_size) == 3:
-            raise BadRequest(
-                "training on 3D patches is not in this version",
-                where="patch_size",
-                got=self.patch_size,
-                expected="an index of an int or a pair (y, x), applied plane by plane",
-            )
-        return self.patch_size[0], self.patch_size[1]
-
     def sample(self, n: int, seed: int = 0) -> Origins:
         """Draw patches: a cell by weight, then an origin uniform within half a patch of the cell's.
 
@@ -223,7 +206,9 @@ class PatchIndex:
             origins[chosen] = self.origins_of(number, cells, jitter[chosen])
         return np.column_stack([image, origins]) if len(self.classes) > 1 else origins
 
-    def origins_of(self, number: int, cells: Origins, uniform: NDArray[np.float64]) -> Origins:
+    def origins_of(
+        self, number: int, cells: Origins, uniform: NDArray[np.float64], within: Box | None = None
+    ) -> Origins:
         """Return a patch origin for each cell.
 
         Parameters
@@ -236,16 +221,27 @@ class PatchIndex:
             cell's own origin, cut at the image's border. Neighbouring cells' ranges meet and do not overlap
             inside the image: equal weights, equally likely positions. At its border, where a range has
             half as many positions, they are twice as likely, and more at a short last cell.
+        within : Box, optional
+            Along ``dims``: patches lie in it. It holds the cells' centres and is a patch wide or more.
         """
         origins: Origins = cells * np.array(self.cells_of(number).step)
+        box = Box.whole(self.shapes[number]) if within is None else within
         for axis, patch in zip(range(-len(self.patch_size), 0), self.patch_size, strict=True):
-            start, last = origins[:, axis], self.shapes[number][axis] - patch
-            own = np.minimum(start, last)
+            start, half = origins[:, axis], patch // 2
+            first, last = box.start[axis], box.stop[axis] - patch
+            own = np.minimum(start, self.shapes[number][axis] - patch)
             if self.jitter:
-                # Never before the neighbour of a short last cell: the guard of a split is one cell wide.
-                low = np.maximum(np.maximum(own - patch // 2, start - patch), 0)
-                high = np.minimum(own + patch - patch // 2 - 1, last)
+                # Never a patch or more away from the cell: the guard of a split is one cell wide.
+                nearest, furthest = np.maximum(start - patch, first), np.minimum(start + patch, last)
+                low = np.maximum(own - half, nearest)
+                high = np.minimum(own + patch - half - 1, last)
+                if within is not None:
+                    # A block's border may leave a cell a position or two, and patches would pile up there.
+                    high = np.maximum(high, np.minimum(low + half, furthest))
+                    low = np.minimum(low, np.maximum(high - half, nearest))
                 own = low + np.floor(uniform[:, axis] * (high - low + 1)).astype(np.int64)
+            else:
+                own = np.clip(own, first, last)
             origins[:, axis] = own
         return origins
 

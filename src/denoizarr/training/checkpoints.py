@@ -1,9 +1,10 @@
-"""The state of a training after each epoch, so that it can be killed at any moment."""
+"""The state of a training, written now and then, so that it can be killed at any moment."""
 
 from __future__ import annotations
 
 import logging
 import re
+import time
 from typing import Any
 
 from denoizarr.errors import LedgerMismatch, ModelError
@@ -13,13 +14,13 @@ from denoizarr.stores.records import digest
 from .tensor_files import Weights, read_tensors, tensors_digest, write_tensors
 
 _LOG = logging.getLogger(__name__)
-_FORMAT, _VERSION = "denoizarr-checkpoint", 1
-_NAME = re.compile(r"^epoch-(\d{6})\.safetensors$")
+_FORMAT, _VERSION = "denoizarr-checkpoint", 2
+_NAME = re.compile(r"^step-(\d{9})\.safetensors$")
 _KEPT = 3
 
 
 class Checkpoints:
-    """One file per finished epoch in one folder, the last three kept.
+    """Files in one folder, named by the steps done, the last three kept.
 
     A file is replaced whole or not at all, and carries a digest of its content, so that a torn one is told
     from a good one; then the one before it is used.
@@ -30,23 +31,41 @@ class Checkpoints:
         The folder; made when the first checkpoint is written.
     identity : str
         Names all that decides the weights; a checkpoint of another identity is refused.
+    minutes : float
+        Longest time between two of them.
     """
 
-    def __init__(self, url: str, identity: str) -> None:
-        self.url, self.identity = url, identity
+    def __init__(self, url: str, identity: str, *, minutes: float = 0.0) -> None:
+        self.url, self.identity, self.minutes = url, identity, minutes
+        self._saved = time.monotonic()
 
-    def save(self, epoch: int, header: dict[str, Any], tensors: Weights) -> None:
-        """Write the state after ``epoch`` finished epochs, then delete all but the last three."""
+    def are_due(self) -> bool:
+        """Whether the last one, or the start, is longer ago than it may be."""
+        return time.monotonic() - self._saved >= 60 * self.minutes
+
+    def save(self, step: int, header: dict[str, Any], tensors: Weights) -> None:
+        """Write the state after ``step`` steps, then delete all but the last three.
+
+        Raises
+        ------
+        NoSpace, PermissionDenied, StoreUnavailable
+            It could not be written; the checkpoints before it are as they were.
+        """
         header = header | {
             "format": _FORMAT,
             "version": _VERSION,
-            "epoch": epoch,
+            "steps_done": step,
             "identity": self.identity,
         }
         header["digest"] = _digest(header, tensors)
-        write_tensors(locations.join(self.url, f"epoch-{epoch:06d}.safetensors"), header, tensors)
-        for name in self._names()[_KEPT:]:
+        own = f"step-{step:09d}.safetensors"
+        write_tensors(locations.join(self.url, own), header, tensors)
+        names = self._names()
+        # Those of later steps are damaged, or this training would have gone on from them.
+        earlier = [name for name in names if name <= own]
+        for name in set(names) - set(earlier[:_KEPT]):
             locations.delete(locations.join(self.url, name))
+        self._saved = time.monotonic()
 
     def latest(self) -> tuple[dict[str, Any], Weights] | None:
         """Return header and tensors of the last good checkpoint, or None where there is none.

@@ -6,151 +6,161 @@ image of any size both go through it, so that they agree.
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
+import platform
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from denoizarr.errors import BadRequest, ConfigError, ModelError
+from denoizarr.errors import BadRequest
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.tiling import Tile, tiles_of
-from denoizarr.kernels.blindspot import check_kernel
+from denoizarr.kernels.blind_spot_rules import check_kernel
 from denoizarr.kernels.unet import NetworkShape, build_network, fold_batch_norm, halo_of
 from denoizarr.stores.records import digest
 
+from .bioimageio import write_package
 from .exactness import exact_cuda
-from .tensor_files import Weights, check_weights, read_tensors, tensors_digest, write_tensors
+from .model_file import read_model, write_model
+from .model_header import AXES, FORMAT, VERSION, PixelSize, checked_pixel_size, checked_target, network_entry
+from .normalisation import Normalisation as Normalisation
+from .own_network import OwnNetwork, peak_bytes_per_voxel
+from .tensor_files import Weights, tensors_digest
 
 Precision = Literal["float32", "float64"]
 
-_FORMAT, _VERSION = "denoizarr-denoiser", 1
 _SUFFIX = ".safetensors"
 _PRECISIONS: dict[str, tuple[torch.dtype, type[np.floating[Any]]]] = {
     "float32": (torch.float32, np.float32),
     "float64": (torch.float64, np.float64),
 }
-# Whole planes are cut so that denoise() needs a few hundred megabytes beyond its input and output.
-_TILE = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Normalisation:
-    """The mean and standard deviation, in raw intensities, that every channel is normalised by.
-
-    Attributes
-    ----------
-    mean, std : tuple of float
-        One per channel; an image without channels has one.
-
-    Raises
-    ------
-    ConfigError
-        They do not pair up, or are not finite, or a standard deviation is not positive.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if not self.mean or len(self.mean) != len(self.std):
-            got = f"{len(self.mean)} and {len(self.std)}"
-            raise ConfigError("one mean and one std per channel", where="normalisation", got=got)
-        if not all(map(math.isfinite, (*self.mean, *self.std))) or not all(std > 0 for std in self.std):
-            got = f"mean {self.mean}, std {self.std}"
-            raise ConfigError("not a usable mean and std", where="normalisation", got=got)
+# Per axis: denoise() needs some hundred megabytes beyond its input and output in 2D, and 1.3 GB in 3D.
+_TILE = {2: 512, 3: 64}
 
 
 class Denoiser:
-    """A blind-spot network and all that is needed to apply it.
+    """A trained network and all that is needed to apply it.
 
     Channels are independent: one single-channel network is applied to each channel, with that channel's mean
     and standard deviation. Safe to run from several threads at once.
 
     Parameters
     ----------
-    shape : NetworkShape
+    network : NetworkShape or OwnNetwork
+        Our network by its shape, or one's own as :func:`~denoizarr.training.own_network.measure_network`
+        returns it.
     weights : dict of str to Tensor
-        The state of the network that :func:`~denoizarr.kernels.unet.build_network` builds; float32.
+        The state of the network (of the one that :func:`~denoizarr.kernels.unet.build_network` builds).
     normalisation : Normalisation
-    blind_spot : ndarray of bool, odd extents (y, x)
-        The kernel that was hidden in training.
+    target_normalisation : Normalisation, optional
+        Of the target that it was trained on: the output is in the target's intensities. None: in the input's.
+    blind_spot : ndarray of bool, odd extents (y, x) or (z, y, x), optional
+        The kernel that was hidden in training; None is a single voxel.
     patch_size : tuple of int
-        (y, x) in pixels, as trained.
+        (y, x) or (z, y, x) in voxels, as trained; a pair stands for one plane of a volume.
+    pixel_size : dict, optional
+        By axis ``{"value": float, "unit": str or None}``, of the first image that it was trained on.
     training : dict, optional
         What a person wants to know about how it was trained; JSON-able; decides nothing.
+    provenance : dict, optional
+        Where it comes from; JSON-able; decides nothing. None: the versions of this package and of torch.
+    device : str
+        "cpu", "cuda" or "cuda:1".
+    precision : {"float32", "float64"}
 
     Attributes
     ----------
+    axes : {"yx", "zyx"}
+    module : torch.nn.Module
+        The network as it is run, its norms folded: maps (n, 1, [z,] y, x), normalised, to the same shape.
     halo, stride : tuple of int
-        Per spatial axis, in voxels: what a tile must read around its valid part, and what its origin and
+        Per axis of ``axes``, in voxels: what a tile must read around its valid part, and what its origin and
         extents must be multiples of.
     digest : str
-        Names all that decides the output: weights and header, without ``training``.
+        Names all that decides the output: weights and header, without pixel size, training and provenance.
+
+    Raises
+    ------
+    BadRequest, ConfigError
+        Kernel, normalisation or pixel size do not fit the network.
     """
 
     def __init__(
         self,
-        shape: NetworkShape,
+        network: NetworkShape | OwnNetwork,
         weights: Weights,
         normalisation: Normalisation,
         *,
+        target_normalisation: Normalisation | None = None,
         blind_spot: NDArray[np.bool_] | None = None,
         patch_size: tuple[int, ...] = (64, 64),
+        pixel_size: PixelSize | None = None,
         training: dict[str, Any] | None = None,
+        provenance: dict[str, Any] | None = None,
         device: str = "cpu",
         precision: Precision = "float32",
     ) -> None:
-        self.shape, self.normalisation, self.patch_size = shape, normalisation, tuple(patch_size)
-        self.blind_spot = np.ones((1,) * shape.ndim, np.bool_) if blind_spot is None else np.array(blind_spot)
-        check_kernel(self.blind_spot)
-        self.training = dict(training or {})
-        self.halo, self.stride = (halo_of(shape),) * shape.ndim, (shape.stride,) * shape.ndim
+        self.network, self.normalisation = network, normalisation
+        self.target_normalisation = checked_target(target_normalisation, normalisation)
+        self.axes = AXES[network.ndim]
+        self.patch_size = (1,) * (network.ndim - len(patch_size)) + tuple(int(n) for n in patch_size)
+        self.blind_spot = (
+            np.ones((1,) * network.ndim, np.bool_) if blind_spot is None else np.array(blind_spot)
+        )
+        check_kernel(self.blind_spot, network.ndim)
+        self.pixel_size = checked_pixel_size(pixel_size, self.axes)
+        self.training, self.provenance = dict(training or {}), dict(provenance or _this_software())
+        if isinstance(network, OwnNetwork):
+            self.halo, self.stride = network.halo, network.stride
+        else:
+            self.halo = (halo_of(network),) * network.ndim
+            self.stride = (network.stride,) * network.ndim
         self.device, self.precision = torch.device(device), precision
         if precision not in _PRECISIONS:
             raise BadRequest("no such precision", got=repr(precision), expected=" or ".join(_PRECISIONS))
         self._dtype, self._numpy = _PRECISIONS[precision]
         self._weights = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
-        self.digest = _digest(self._weights, self._deciding_header())
-        with torch.device("meta"):
-            net = build_network(shape)
-        net.load_state_dict(self._weights, assign=True)
+        self.digest = digest([self._deciding_header(), tensors_digest(self._weights)])
         if self.device.type == "cuda":
             exact_cuda()
-        # Folded in the precision it runs in, so that float64 is exact to float64.
-        folded = fold_batch_norm(net.to(self._dtype)).to(self.device)
-        memory_format = torch.channels_last if shape.ndim == 2 else torch.channels_last_3d
-        self._network = folded.to(memory_format=memory_format)  # type: ignore[call-overload]  # not in torch's stubs
+        self.module = _runnable(network, self._weights, self._dtype).to(self.device)
 
     @property
     def channels(self) -> int:
         """Number of channels that the model was trained on; an image without channels has one."""
         return len(self.normalisation.mean)
 
-    @property
+    @cached_property
     def bytes_per_voxel(self) -> int:
         """Projected peak memory of :meth:`run_tile`, in bytes per voxel of the tile, the network's own aside.
 
         The finest level decides: what the last decoder reads (twice ``features`` channels), the skip and what
         was upsampled, which it was made of, are alive together: 545 bytes per voxel for 32 features in
         float32, and 720 were measured where freed tensors stay with the process. A convolution in float64
-        unrolls its input nine times.
+        unrolls its input nine times (27 in 3D). One's own network is run over a small tile to see.
         """
-        channels = 7 if self.precision == "float32" else 7 + 2 * 3**self.shape.ndim
-        return (channels * self.shape.features + 16) * self._numpy().itemsize
+        itemsize = self._numpy().itemsize
+        if isinstance(self.network, OwnNetwork):
+            return 16 * itemsize + peak_bytes_per_voxel(self.module, self.stride, self._dtype)
+        channels = 7 if self.precision == "float32" else 7 + 2 * 3**self.network.ndim
+        return (channels * self.network.features + 16) * itemsize
 
     def to(self, device: str | None = None, precision: Precision | None = None) -> Denoiser:
         """Return the same model on another device ("cpu", "cuda") or in another precision."""
         return Denoiser(
-            self.shape,
+            self.network,
             self._weights,
             self.normalisation,
+            target_normalisation=self.target_normalisation,
             blind_spot=self.blind_spot,
             patch_size=self.patch_size,
+            pixel_size=self.pixel_size,
             training=self.training,
+            provenance=self.provenance,
             device=str(device or self.device),
             precision=precision or self.precision,
         )
@@ -162,7 +172,7 @@ class Denoiser:
 
         Parameters
         ----------
-        tile : ndarray of shape (y, x), float
+        tile : ndarray of shape (y, x) or (z, y, x), any real type
             Raw intensities; extents are multiples of the stride. It equals the same part of the whole image's
             result where its origin lies on the stride's grid, ``halo`` voxels away from its borders.
         channel : int
@@ -173,25 +183,24 @@ class Denoiser:
         ndarray
             Raw intensities, same shape, float32 (float64 in that precision). Nothing is clipped or rounded.
         """
-        if tile.ndim != self.shape.ndim or any(
+        if tile.ndim != len(self.axes) or any(
             n % s or not n for n, s in zip(tile.shape, self.stride, strict=True)
         ):
             raise BadRequest(
                 "the extents of a tile are multiples of the network's stride",
                 got=f"shape {tile.shape}",
-                expected=f"{self.shape.ndim} axes, multiples of {self.stride}",
+                expected=f"{len(self.axes)} axes, multiples of {self.stride}",
             )
-        mean, std = (
-            self._numpy(self.normalisation.mean[channel]),
-            self._numpy(self.normalisation.std[channel]),
-        )
+        source, target = self.normalisation, self.target_normalisation or self.normalisation
+        mean, std = self._numpy(source.mean[channel]), self._numpy(source.std[channel])
         normalised = (tile.astype(self._numpy) - mean) / std
         with torch.inference_mode():
             # The voxels of one tile are never batched with another's: bits depend on the batch size.
-            answer = self._network(torch.from_numpy(normalised)[None, None].to(self.device))[0, 0]
-            result: NDArray[Any] = answer.cpu().numpy()
-        result *= std
-        result += mean
+            answer = self.module(torch.from_numpy(normalised)[None, None].to(self.device))[0, 0]
+            # A network may hand back its input, which must not be scaled in its place.
+            result: NDArray[Any] = answer.cpu().numpy().copy()
+        result *= self._numpy(target.std[channel])
+        result += self._numpy(target.mean[channel])
         return result
 
     def denoise(self, array: NDArray[Any]) -> NDArray[Any]:
@@ -199,8 +208,8 @@ class Denoiser:
 
         Parameters
         ----------
-        array : ndarray of shape (..., y, x) or, with several channels, (..., c, y, x)
-            Raw intensities of any real type. Leading axes are looped over.
+        array : ndarray of shape (..., [z,] y, x) or, with several channels, (..., c, [z,] y, x)
+            Raw intensities of any real type; the trailing axes are the model's. Leading axes are looped over.
 
         Returns
         -------
@@ -213,9 +222,13 @@ class Denoiser:
             Not an array of real numbers with these axes.
         """
         array = np.asarray(array)
-        ndim, several = self.shape.ndim, int(self.channels > 1)
+        ndim, several = len(self.axes), int(self.channels > 1)
         if array.dtype.kind not in "uifb" or array.ndim < ndim + several or 0 in array.shape:
-            raise BadRequest("not an image in memory", got=f"{array.dtype} of shape {array.shape}")
+            raise BadRequest(
+                "not an image in memory for this model",
+                got=f"{array.dtype} of shape {array.shape}",
+                expected=f"real numbers whose last axes are {'c, ' * several}{', '.join(self.axes)}",
+            )
         if several and array.shape[-ndim - 1] != self.channels:
             raise BadRequest(
                 "the model has another number of channels",
@@ -224,54 +237,125 @@ class Denoiser:
             )
         result = np.empty(array.shape, self._numpy)
         for index in np.ndindex(*array.shape[:-ndim]):
-            self._denoise_plane(array[index], result[index], index[-1] if several else 0)
+            self._denoise_box(array[index], result[index], index[-1] if several else 0)
         return result
 
-    def _denoise_plane(self, plane: NDArray[Any], result: NDArray[Any], channel: int) -> None:
-        whole = Box.whole(plane.shape)
-        for tile in tiles_of(whole, (_TILE,) * plane.ndim, plane.shape, self.halo, self.stride):
-            answer = self.run_tile(_read(plane, tile), channel)
+    def _denoise_box(self, image: NDArray[Any], result: NDArray[Any], channel: int) -> None:
+        sides = (_TILE[image.ndim],) * image.ndim
+        for tile in tiles_of(Box.whole(image.shape), sides, image.shape, self.halo, self.stride):
+            answer = self.run_tile(_read(image, tile), channel)
             result[tile.valid.slices] = answer[tile.valid.relative_to(tile.read.start).slices]
 
     # ---- the file
 
     def _deciding_header(self) -> dict[str, Any]:
+        target = self.target_normalisation
         return {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "network": asdict(self.shape),
-            "normalisation": asdict(self.normalisation),
+            "format": FORMAT,
+            "version": VERSION,
+            "network": network_entry(self.network),
+            "axes": self.axes,
+            "halo": list(self.halo),
+            "stride": list(self.stride),
+            "normalisation": _listed(self.normalisation),
+            "target_normalisation": None if target is None else _listed(target),
             "blind_spot": self.blind_spot.astype(int).tolist(),
             "patch_size": list(self.patch_size),
         }
 
     def save(self, url: str | Path) -> str:
         """Write the model to one file, replacing it whole, and return its path; ``.safetensors`` is added."""
-        header = self._deciding_header() | {"training": self.training, "digest": self.digest}
+        header = self._deciding_header() | {
+            "pixel_size": self.pixel_size,
+            "training": self.training,
+            "provenance": self.provenance,
+        }
         where = _named(url)
-        write_tensors(where, header, self._weights)
+        write_model(where, header, self.network, self._weights)
         return where
 
+    def export_bioimageio(self, path: str | Path) -> str:
+        """Write the model as a package of the BioImage Model Zoo and return its path; ``.zip`` is added.
+
+        It holds the network as TorchScript, its normalisation, halo, stride, axes and pixel size, and a test
+        image with what this package makes of it. ``bioimageio.core`` (the extra ``bioimageio``) runs it.
+
+        Raises
+        ------
+        BadRequest
+            One's own network cannot be written as TorchScript.
+        """
+        return write_package(self.to("cpu", "float32"), path)
+
     @classmethod
-    def load(cls, url: str | Path, *, device: str = "cpu", precision: Precision = "float32") -> Denoiser:
-        """Read a model; nothing in the file is executed.
+    def load(
+        cls,
+        url: str | Path,
+        *,
+        network: nn.Module | OwnNetwork | None = None,
+        device: str = "cpu",
+        precision: Precision = "float32",
+    ) -> Denoiser:
+        """Read a model; nothing in the file is executed, and it is read only once its header is found valid.
+
+        Parameters
+        ----------
+        url : str or Path
+        network : torch.nn.Module or OwnNetwork, optional
+            For a model of one's own network: the module, with any weights. A file holds no code.
+        device : str
+        precision : {"float32", "float64"}
 
         Raises
         ------
         ImageNotFound
             There is no such file.
         ModelError
-            The file is damaged, foreign or of a newer version; the message names the field.
+            The file is damaged, foreign or of a newer version; the message names the field. Or the network is
+            not the one that was trained.
         """
-        where = _named(url)
-        header, weights = read_tensors(where)
-        try:
-            return _from_parts(header, weights, where, device, precision)
-        except (ConfigError, KeyError, TypeError, ValueError, OverflowError) as error:
-            if isinstance(error, ModelError):
-                raise
-            got = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise ModelError("the model's header is not valid", where=where, got=got) from error
+        header, structure, weights = read_model(_named(url), network)
+        return cls(
+            structure,
+            weights,
+            header.normalisation,
+            target_normalisation=header.target_normalisation,
+            blind_spot=header.blind_spot,
+            patch_size=header.patch_size,
+            pixel_size=header.pixel_size,
+            training=header.training,
+            provenance=header.provenance,
+            device=device,
+            precision=precision,
+        )
+
+
+def _runnable(network: NetworkShape | OwnNetwork, weights: Weights, dtype: torch.dtype) -> nn.Module:
+    if isinstance(network, OwnNetwork):
+        # In the layout that its author wrote it for: a .view() in it may not survive another.
+        return network.with_weights(weights).to(dtype)
+    with torch.device("meta"):
+        net = build_network(network)
+    net.load_state_dict(weights, assign=True)
+    # Folded in the precision it runs in, so that float64 is exact to float64.
+    folded = fold_batch_norm(net.to(dtype))
+    memory_format = torch.channels_last if network.ndim == 2 else torch.channels_last_3d
+    return folded.to(memory_format=memory_format)  # type: ignore[call-overload,no-any-return]  # not in torch's stubs
+
+
+def _listed(normalisation: Normalisation) -> dict[str, list[float]]:
+    return {"mean": list(normalisation.mean), "std": list(normalisation.std)}
+
+
+def _this_software() -> dict[str, Any]:
+    from denoizarr import __version__
+
+    versions = {
+        "denoizarr": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+    return {"software": versions}
 
 
 def _named(url: str | Path) -> str:
@@ -279,51 +363,7 @@ def _named(url: str | Path) -> str:
     return text if text.endswith(_SUFFIX) else text + _SUFFIX
 
 
-def _read(plane: NDArray[Any], tile: Tile) -> NDArray[Any]:
-    inside = plane[tile.inside(plane.shape).slices]
-    padding = tile.padding(plane.shape)
+def _read(image: NDArray[Any], tile: Tile) -> NDArray[Any]:
+    inside = image[tile.inside(image.shape).slices]
+    padding = tile.padding(image.shape)
     return np.pad(inside, padding, mode="edge") if any(after for _, after in padding) else inside
-
-
-def _digest(weights: Weights, header: dict[str, Any]) -> str:
-    return digest([header, tensors_digest(weights)])
-
-
-def _from_parts(
-    header: dict[str, Any], weights: Weights, where: str, device: str, precision: Precision
-) -> Denoiser:
-    if header["format"] != _FORMAT or header["version"] != _VERSION:
-        raise ModelError(
-            "a file of another kind or version",
-            where=where,
-            got=f"format {header['format']!r}, version {header['version']!r}",
-            expected=f"{_FORMAT!r}, version {_VERSION}",
-            remedy="use the version of denoizarr that wrote it",
-        )
-    shape = NetworkShape(**header["network"])
-    check_weights(weights, shape, where)
-    kernel = np.array(header["blind_spot"])
-    if not np.isin(kernel, (0, 1)).all():
-        raise ModelError("a blind-spot kernel holds 0 and 1", where=f"{where}, blind_spot")
-    mean, std = (tuple(float(v) for v in header["normalisation"][part]) for part in ("mean", "std"))
-    patch_size = tuple(int(n) for n in header["patch_size"])
-    if len(patch_size) != shape.ndim or min(patch_size) < 1:
-        raise ModelError("not a patch size", where=f"{where}, patch_size", got=header["patch_size"])
-    model = Denoiser(
-        shape,
-        weights,
-        Normalisation(mean, std),
-        blind_spot=kernel.astype(np.bool_),
-        patch_size=patch_size,
-        training=header["training"],
-        device=device,
-        precision=precision,
-    )
-    if model.digest != header["digest"]:
-        raise ModelError(
-            "the file is damaged: its content does not have the recorded digest",
-            where=where,
-            got=model.digest,
-            expected=header["digest"],
-        )
-    return model

@@ -1,4 +1,4 @@
-"""How cuda computes: in full float32, and the same way every time."""
+"""How a process computes: with so many threads, on cuda in full float32, the same way every time."""
 
 from __future__ import annotations
 
@@ -26,6 +26,22 @@ def exact_on(device: torch.device) -> Iterator[None]:
         yield
     finally:
         _set(*before)
+
+
+@contextmanager
+def repeatable(threads: int, device: torch.device) -> Iterator[None]:
+    """Compute alike inside the block: with this many threads, which decide the last bits of the weights.
+
+    On cuda as :func:`exact_cuda` says. What torch draws at random inside leaves no trace outside.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    forked = [device] if device.type == "cuda" and torch.cuda.is_available() else []
+    try:
+        with exact_on(device), torch.random.fork_rng(devices=forked):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _set(matmul_tf32: bool, convolution_tf32: bool, benchmark: bool, deterministic: bool) -> None:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from denoizarr.errors import BadRequest, ModelError
-from denoizarr.kernels.blindspot import draw_blind_spots, symmetries_of, turn_patches
-from denoizarr.kernels.unet import UNet, build_network
 
-from .exactness import exact_on
+from .batches import Batch
 from .options import TrainingOptions
+from .processes import Processes
 from .tensor_files import Weights
 
-# Its own epoch number keeps the masks of validation apart from those of any epoch.
-_VALIDATION_EPOCH = -1
 _ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+_SEEDS = 2**63
 
 
 class Learner:
@@ -34,81 +30,62 @@ class Learner:
     Parameters
     ----------
     options : TrainingOptions
-    kernel : ndarray of bool, odd extents (y, x)
-        The blind-spot kernel.
-    device : torch.device
-    total_steps : int
-        Of the whole training, over which the learning rate falls.
+    network : torch.nn.Module
+        Maps (n, 1, [z,] y, x) to the same shape; it is moved to the device and trained in place.
+    processes : Processes
+        This one and those that train with it.
+
+    Attributes
+    ----------
+    network, average : torch.nn.Module
+    steps_done : int
+    rate : float
+        Learning rate of the last step.
     """
 
-    def __init__(
-        self, options: TrainingOptions, kernel: NDArray[np.bool_], device: torch.device, total_steps: int
-    ) -> None:
-        self.options, self.kernel, self.device, self.total_steps = options, kernel, device, total_steps
-        self.steps_done = 0
-        self.network = _on_device(build_network(options.network_shape, seed=options.seed), device)
-        self.average = _on_device(build_network(options.network_shape, seed=options.seed), device)
-        self.average.eval().requires_grad_(False)
-        self._parameters = dict(self.network.named_parameters())
-        self._optimiser = torch.optim.Adam(self._parameters.values(), lr=options.learning_rate)
-        self._symmetries = symmetries_of(kernel) if options.augment else ()
+    def __init__(self, options: TrainingOptions, network: nn.Module, processes: Processes) -> None:
+        self.options, self.processes, self.device = options, processes, processes.device
+        self.steps_done, self.rate = 0, options.learning_rate
+        ndim = len(options.patch_shape)
+        memory_format = torch.channels_last if ndim == 2 else torch.channels_last_3d
+        self.network = network.to(self.device).to(memory_format=memory_format)  # type: ignore[call-overload]
+        self.average: nn.Module = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self._parameters = {n: p for n, p in self.network.named_parameters() if p.requires_grad}
+        self._optimiser = torch.optim.Adam(self._parameters.values(), lr=options.learning_rate, fused=True)
+        self._averaged, self._copied = _pairs(self.average, self.network)
+        parallel = processes.parallel(self.network)
+        self._forward: Any = torch.compile(parallel) if options.compile else parallel
 
-    def learn(self, patches: Tensor, epoch: int, numbers: Tensor) -> float:
-        """Take one step and return the loss, in variances of the image; a loss that is not finite takes none.
+    def learn(self, batch: Batch, rate: float) -> Tensor:
+        """Take one step at this learning rate; return the loss before it, in variances, on the device.
 
-        Parameters
-        ----------
-        patches : Tensor of shape (n, c, y, x), float32
-            Normalised intensities.
-        epoch : int
-        numbers : Tensor of int64, shape (n,)
-            The patches' numbers within the epoch.
+        The loss is the mean over all processes, so that all of them know when it is no longer finite.
         """
         self.network.train()
-        patches = patches.to(self.device, non_blocking=True)
-        drawn: dict[str, Any] = {
-            "seed": self.options.seed,
-            "epoch": epoch,
-            "numbers": numbers.to(self.device),
-        }
-        target = turn_patches(patches, self._symmetries, **drawn)
-        source, centres = self._hide(target, **drawn)
-        with self._mixed_precision():
-            predicted = self.network(_fold_channels(source))
-        loss = _masked_loss(predicted, target, centres)
-        value = float(loss.detach())
-        if math.isfinite(value):
-            self._descend(loss)
-        return value
-
-    def _hide(self, target: Tensor, **drawn: Any) -> tuple[Tensor, Tensor]:
-        options = self.options
-        return draw_blind_spots(
-            target, self.kernel, options.mask_percentage, options.masking_strategy, **drawn
-        )
-
-    def _descend(self, loss: Tensor) -> None:
-        for group in self._optimiser.param_groups:
-            group["lr"] = self.learning_rate
+        # An own network may draw (dropout); ours does not.
+        draw = self.options.seed + self.steps_done * self.processes.count + self.processes.rank
+        torch.manual_seed(draw % _SEEDS)
+        with self._mixed_precision(), _compiling(self.options.compile):
+            predicted = self._forward(_fold_channels(batch.source))
+        loss = self._loss_of(predicted, batch)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._parameters.values(), self.options.gradient_clip)
+        self.rate = rate
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        nn.utils.clip_grad_norm_(self._parameters.values(), self.options.gradient_clip, foreach=True)
         self._optimiser.step()
         self.steps_done += 1
-        kept = min(self.options.ema_decay, self.steps_done / (9 + self.steps_done))
-        with torch.no_grad():
-            state = self.network.state_dict()
-            for name, value in self.average.state_dict().items():
-                if value.is_floating_point():
-                    value.lerp_(state[name], 1 - kept)
-                else:
-                    value.copy_(state[name])
+        self._follow()
+        return self.processes.mean(loss.detach())
 
-    @property
-    def learning_rate(self) -> float:
-        """Learning rate of the next step: half a cosine from the option's value to zero."""
-        done = min(self.steps_done / self.total_steps, 1.0)
-        return self.options.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the average towards the weights, BatchNorm's running statistics among them."""
+        kept = min(self.options.ema_decay, self.steps_done / (9 + self.steps_done))
+        torch._foreach_lerp_(*self._averaged, 1 - kept)
+        for average, value in zip(*self._copied, strict=True):
+            average.copy_(value)
 
     @contextmanager
     def _mixed_precision(self) -> Iterator[None]:
@@ -116,24 +93,35 @@ class Learner:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
             yield
 
-    def masked_loss_of(self, patches: Tensor) -> float:
-        """Return the loss of the averaged weights over patches (n, c, y, x), always under the same masks."""
+    def _loss_of(self, predicted: Tensor, batch: Batch) -> Tensor:
+        """Return the mean error over the voxels that count, which the channels of a patch share."""
+        error = predicted.float().reshape(batch.expected.shape) - batch.expected
+        error = error.square() if self.options.loss == "mse" else error.abs()
+        if batch.centres is None:
+            return error.mean()
+        return (error * batch.centres).sum() / (batch.centres.sum() * error.shape[1]).clamp(min=1)
+
+    def validate(self, batches: Iterable[Batch]) -> float:
+        """Return the loss of the averaged weights over all voxels that count in these batches."""
         total = weight = 0.0
-        with torch.inference_mode():
-            for start in range(0, len(patches), self.options.batch_size):
-                target = patches[start : start + self.options.batch_size].to(self.device)
-                numbers = torch.arange(start, start + len(target), device=self.device)
-                source, centres = self._hide(
-                    target, seed=self.options.seed, epoch=_VALIDATION_EPOCH, numbers=numbers
-                )
-                count = float(centres.sum())
-                total += float(_masked_loss(self.average(_fold_channels(source)), target, centres)) * count
-                weight += count
+        for batch in batches:
+            counted = batch.expected if batch.centres is None else batch.centres
+            count = float(counted.numel() if batch.centres is None else counted.sum())
+            with torch.inference_mode():
+                total += float(self._loss_of(self.average(_fold_channels(batch.source)), batch)) * count
+            weight += count
         return total / max(weight, 1.0)
+
+    def predict(self, patches: Tensor) -> Tensor:
+        """Return what the averaged weights make of normalised patches (n, c, [z,] y, x)."""
+        with torch.inference_mode():
+            answer = self.average(_fold_channels(patches.to(self.device)))
+        result: Tensor = answer.reshape(patches.shape).cpu()
+        return result
 
     def averaged_weights(self) -> Weights:
         """Return a copy of the averaged weights, on the CPU."""
-        return _copied(self.average.state_dict())
+        return _on_cpu(self.average.state_dict())
 
     # ---- checkpoints
 
@@ -144,7 +132,7 @@ class Learner:
         for name, parameter in self._parameters.items():
             moments = self._optimiser.state.get(parameter, {})
             tensors |= {f"adam.{moment}.{name}": moments[moment] for moment in _ADAM_MOMENTS if moments}
-        return _copied(tensors)
+        return _on_cpu(tensors)
 
     def restore(self, tensors: Weights, steps_done: int) -> None:
         """Go back to a state that :meth:`state` returned after ``steps_done`` steps.
@@ -164,7 +152,8 @@ class Learner:
                     if steps_done
                 }
                 if moments:
-                    self._optimiser.state[parameter] = {"step": torch.tensor(float(steps_done))} | moments
+                    step = torch.tensor(float(steps_done), device=self.device)
+                    self._optimiser.state[parameter] = {"step": step} | moments
         except (KeyError, RuntimeError) as error:
             raise ModelError(
                 "the checkpoint does not fit the network", got=str(error).split("\n")[0]
@@ -172,60 +161,45 @@ class Learner:
         self.steps_done = steps_done
 
 
-def device_named(name: str) -> torch.device:
-    """Return the device of the option ``device``: "auto" is cuda where there is one.
-
-    Raises
-    ------
-    BadRequest
-        It is not present on this machine.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise BadRequest(
-            "no such device", where="device", got=repr(name), expected="auto, cpu, cuda or cuda:N"
-        ) from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        got = f"{name}, with {torch.cuda.device_count()} such devices here"
-        raise BadRequest("the device is not present", where="device", got=got, remedy='use device="auto"')
-    return device
+def _pairs(
+    average: nn.Module, network: nn.Module
+) -> tuple[tuple[list[Tensor], list[Tensor]], tuple[list[Tensor], list[Tensor]]]:
+    """Return what is averaged and what is copied, each as a list of targets and one of sources."""
+    averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
+    copied: tuple[list[Tensor], list[Tensor]] = ([], [])
+    pairs = (
+        *zip(average.parameters(), network.parameters(), strict=True),
+        *zip(average.buffers(), network.buffers(), strict=True),
+    )
+    for target, source in pairs:
+        lists = averaged if target.is_floating_point() else copied
+        lists[0].append(target.detach())
+        lists[1].append(source.detach())
+    return averaged, copied
 
 
 @contextmanager
-def repeatable(threads: int, device: torch.device) -> Iterator[None]:
-    """Compute alike inside the block: with this many threads, which decide the last bits of the weights.
-
-    On cuda with :func:`~denoizarr.training.exactness.exact_cuda`.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+def _compiling(wanted: bool) -> Iterator[None]:
+    """Name the setting where torch cannot compile here."""
     try:
-        with exact_on(device):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _masked_loss(predicted: Tensor, target: Tensor, centres: Tensor) -> Tensor:
-    """Return the mean squared error over predicted pixels, which the channels of a patch share."""
-    error = (predicted.float().reshape(target.shape) - target).square() * centres
-    return error.sum() / (centres.sum() * target.shape[1]).clamp(min=1)
+        yield
+    except RuntimeError as error:
+        if not wanted or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise BadRequest(
+            "torch cannot compile the network on this machine",
+            where="compile",
+            got=f"{type(error).__name__}: {str(error).split(chr(10))[0][:200]}",
+            remedy="train with compile=False, or install a C++ compiler",
+        ) from error
 
 
 def _fold_channels(patches: Tensor) -> Tensor:
-    """Return (n, c, y, x) as (n * c, 1, y, x): the network sees one channel at a time."""
+    """Return (n, c, [z,] y, x) as (n * c, 1, [z,] y, x): the network sees one channel at a time."""
     return patches.reshape(-1, 1, *patches.shape[2:])
 
 
-def _on_device(network: UNet, device: torch.device) -> UNet:
-    moved: UNet = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in stubs
-    return moved
-
-
-def _copied(tensors: Weights) -> Weights:
+def _on_cpu(tensors: Weights) -> Weights:
     # Contiguous, because a file knows no memory layout; the layout comes back when the state is loaded.
     return {
         name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from denoizarr.geometry.boxes import Box
-from denoizarr.geometry.grids import ceil_div, round_up
+from denoizarr.geometry.grids import ceil_div
+from denoizarr.geometry.tiling import tile_for
 from denoizarr.stores.sources import ImageReader
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _weight(site: Site, readers: Sequence[ImageReader], index: PatchIndex) -> fl
     """Return the weight of the cell that holds a site's centre."""
     bounds = zip(readers[site.image].dims, site.box.start, site.box.stop, strict=True)
     middle = {dim: (start + stop) // 2 for dim, start, stop in bounds}
-    step = dict(zip(("y", "x"), index.patch_size, strict=True))
+    step = dict(zip(("z", "y", "x")[-len(index.patch_size) :], index.patch_size, strict=True))
     cell = tuple(middle[dim] // step.get(dim, 1) for dim in index.dims)
     return float(index.table[index.classes[site.image][cell]])
 
@@ -158,14 +159,14 @@ def _cut(plane: Array, side: int) -> Array:
 
 
 def _denoised(reader: ImageReader, box: Box, denoiser: Denoiser) -> Array:
-    """Return what the network makes of a box of one plane, with its halo around it."""
-    margin = (0,) * (len(box.start) - 2) + tuple(denoiser.halo[-2:])
-    around = box.grow(margin).clip(reader.shape)
-    tile = reader.read(around)
-    tile = tile.reshape(tile.shape[-2:])
-    stride = denoiser.stride[-2:]
-    missing = [(0, round_up(tile.shape[axis], stride[axis]) - tile.shape[axis]) for axis in (0, 1)]
+    """Return what the network, of 2 or 3 axes, makes of a box of one plane, read with its halo."""
+    lead = len(box.start) - len(denoiser.halo)
+    shape = reader.shape[lead:]
+    tile = tile_for(Box(box.start[lead:], box.stop[lead:]), shape, denoiser.halo, denoiser.stride)
+    inside = tile.inside(shape)
+    around = reader.read(Box(box.start[:lead] + inside.start, box.stop[:lead] + inside.stop))
+    padded = np.pad(around.reshape(inside.shape), tile.padding(shape), mode="edge")
     channel = box.start[reader.dims.index("c")] if "c" in reader.dims and denoiser.channels > 1 else 0
-    result = denoiser.run_tile(np.pad(tile, missing, mode="edge").astype(np.float32), channel)
-    inner = box.relative_to(around.start)
-    return result[inner.slices[-2:]]
+    result = denoiser.run_tile(padded.astype(np.float32), channel)
+    kept = result[tile.valid.relative_to(tile.read.start).slices]
+    return kept.reshape(kept.shape[-2:])

@@ -21,25 +21,39 @@ class TrainingOptions:
 
     Attributes
     ----------
-    patch_size : int or (int, int)
-        (y, x) in pixels; multiples of the network's stride, ``2 ** num_layers``.
+    patch_size : int, (y, x) or (z, y, x)
+        In voxels; multiples of the network's stride, ``2 ** num_layers``. An int or a pair trains plane by
+        plane, three numbers a 3D network.
     batch_size : int
         Patches per step. Many small steps reach further than few large ones at equal cost.
     num_epochs : int
-        The learning rate falls from ``learning_rate`` to zero over all of them, along half a cosine.
+        At most; see ``early_stopping``.
     patches_per_epoch : int, optional
         None: as many as the index holds, but at least 1024 and at most 4096.
     mask_percentage : float
         Predicted pixels, per cent of a patch; each hides the pixels of the blind-spot kernel around it, too.
     masking_strategy : str or int
         "uniform", "median", "mean", "zero", "random", or 0, 1, 2 for mean, zero, random.
+    separate_masks : bool
+        Leave out centres until the kernels around those that stay neither overlap nor touch.
     learning_rate : float
         At the start.
+    schedule : {"cosine", "plateau", "constant"}
+        The learning rate falls to zero along half a cosine over all epochs; or is halved whenever the
+        validation loss (without one: the training loss) has not improved for 3 epochs; or stays.
+    early_stopping : int, optional
+        Stop after so many epochs without a better masked validation loss.
+    loss : {"mse", "mae"}
+        Mean squared or mean absolute error: the network learns the mean, or the median, of what it cannot
+        know.
     features, num_layers : int
         Channels of the network's finest level, and how often it halves its input.
     norm : {"batch", "none"}
         Batch normalisation, or nothing, which is faster and no worse.
     upsampling : {"nearest", "transposed"}
+    n2v2 : bool
+        Noise2Void 2's network (Hoeck et al. 2022): max-blur pooling and no skip at the finest level, against
+        checkerboards; its replacement is ``masking_strategy="median"``.
     seed : int
         Decides the weights at the start, the patches, the blind spots and the turns.
     precision : {"float32", "bfloat16"}
@@ -59,6 +73,10 @@ class TrainingOptions:
     threads : int, optional
         Threads that compute a step on the CPU, which decide the last bits of the weights. None: as many as
         torch would use, or when resuming as many as were used before.
+    compile : bool
+        Compile the network's steps with ``torch.compile``: minutes at the start, faster after on a GPU.
+    checkpoint_minutes : float
+        Longest time between checkpoints; there is one after every epoch in any case. Decides no weights.
 
     Raises
     ------
@@ -66,7 +84,7 @@ class TrainingOptions:
         A value is out of range; the message names the setting and what would do.
     """
 
-    patch_size: int | tuple[int, int] = 64
+    patch_size: int | tuple[int, int] | tuple[int, int, int] = 64
     batch_size: int = 8
     num_epochs: int = 10
     patches_per_epoch: int | None = None
@@ -86,6 +104,13 @@ class TrainingOptions:
     gradient_clip: float = 1.0
     device: str = "auto"
     threads: int | None = None
+    n2v2: bool = False
+    separate_masks: bool = False
+    early_stopping: int | None = None
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    loss: Literal["mse", "mae"] = "mse"
+    compile: bool = False
+    checkpoint_minutes: float = 10.0
 
     def __post_init__(self) -> None:
         given: object = self.patch_size
@@ -100,6 +125,7 @@ class TrainingOptions:
             ("seed", 0, 2**63 - 1),
             ("validation_patches", 1, 2**16),
             ("threads", 1, 1024),
+            ("early_stopping", 1, 10**6),
         ):
             self._check_integer(name, lowest, highest)
         for name, lowest_number, highest_number, inclusive in (
@@ -108,11 +134,18 @@ class TrainingOptions:
             ("validation_fraction", 0.0, 0.5, True),
             ("ema_decay", 0.0, 0.999999, True),
             ("gradient_clip", 0.0, math.inf, False),
+            ("checkpoint_minutes", 0.0, 10.0**6, True),
         ):
             self._check_number(name, lowest_number, highest_number, inclusive)
-        self._check_choice("norm", ("batch", "none"))
-        self._check_choice("upsampling", ("nearest", "transposed"))
-        self._check_choice("precision", ("float32", "bfloat16"))
+        for name, choices in (
+            ("norm", ("batch", "none")),
+            ("upsampling", ("nearest", "transposed")),
+            ("precision", ("float32", "bfloat16")),
+            ("schedule", ("cosine", "plateau", "constant")),
+            ("loss", ("mse", "mae")),
+            *((switch, (True, False)) for switch in ("augment", "n2v2", "separate_masks", "compile")),
+        ):
+            self._check_choice(name, choices)
         self._check_patch_size()
         self._check_strategy()
         if self.device not in ("auto", "cpu") and not str(self.device).startswith("cuda"):
@@ -121,19 +154,20 @@ class TrainingOptions:
             )
 
     @property
-    def patch_shape(self) -> tuple[int, int]:
-        """``patch_size`` as a pair (y, x)."""
+    def patch_shape(self) -> tuple[int, int] | tuple[int, int, int]:
+        """``patch_size`` as (y, x) or (z, y, x)."""
         return (self.patch_size, self.patch_size) if isinstance(self.patch_size, int) else self.patch_size
 
     @property
     def network_shape(self) -> NetworkShape:
         """The network that these settings ask for."""
         return NetworkShape(
-            ndim=2,
+            ndim=len(self.patch_shape),
             features=self.features,
             depth=self.num_layers,
             norm=self.norm,
             upsampling=self.upsampling,
+            n2v2=self.n2v2,
         )
 
     def epoch_size(self, n_patches: int) -> int:
@@ -142,7 +176,7 @@ class TrainingOptions:
 
     def _check_integer(self, name: str, lowest: int, highest: int) -> None:
         value = getattr(self, name)
-        if value is None and name in ("patches_per_epoch", "threads"):
+        if value is None and name in ("patches_per_epoch", "threads", "early_stopping"):
             return
         if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
             expected = f"an integer from {lowest} to {highest}"
@@ -156,10 +190,11 @@ class TrainingOptions:
             expected += f", at most {highest:g}" if highest < math.inf else ""
             raise ConfigError("setting out of range", where=name, got=repr(value), expected=expected)
 
-    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
-        if getattr(self, name) not in choices:
-            got = repr(getattr(self, name))
-            raise ConfigError("unknown setting", where=name, got=got, expected=" or ".join(choices))
+    def _check_choice(self, name: str, choices: tuple[object, ...]) -> None:
+        value = getattr(self, name)
+        if type(value) is not type(choices[0]) or value not in choices:
+            expected = " or ".join(map(str, choices))
+            raise ConfigError("unknown setting", where=name, got=repr(value), expected=expected)
 
     def _check_strategy(self) -> None:
         try:
@@ -173,20 +208,12 @@ class TrainingOptions:
 
     def _check_patch_size(self) -> None:
         size, stride = self.patch_size, 2**self.num_layers
-        if isinstance(size, tuple) and len(size) == 3:
-            raise ConfigError(
-                "volumes as patches are not trained in this version",
-                where="patch_size",
-                got=size,
-                expected="an int or (y, x), applied plane by plane",
-            )
-        pair = size if isinstance(size, tuple) else (size, size)
-        if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in pair):
-            raise ConfigError(
-                "not a patch size", where="patch_size", got=repr(size), expected="an int or (y, x)"
-            )
-        if any(n % stride or n < 2 * stride for n in pair):
-            valid = tuple(max(round_up(n, stride), 2 * stride) for n in pair)
+        shape = size if isinstance(size, tuple) else (size, size)
+        if len(shape) not in (2, 3) or not all(type(n) is int and n > 0 for n in shape):
+            expected = "an int, (y, x) or (z, y, x)"
+            raise ConfigError("not a patch size", where="patch_size", got=repr(size), expected=expected)
+        if any(n % stride or n < 2 * stride for n in shape):
+            valid = tuple(max(round_up(n, stride), 2 * stride) for n in shape)
             raise ConfigError(
                 f"a patch is a multiple of the stride, here {stride}, twice or more",
                 where="patch_size",

@@ -1,18 +1,19 @@
 """Patches for training, streamed from images that do not fit in memory.
 
-Blocks are drawn, not voxels: an epoch visits a seeded subset of blocks, a few are kept decoded, many weighted
-patches are drawn from each while it is in memory, interleaved, and the next blocks are read meanwhile.
-``block_plan`` decides what is drawn; here it is read and cut.
+Blocks are drawn, not voxels: an epoch visits a seeded subset of blocks, many weighted patches are drawn from
+each while it is decoded, interleaved with those of other blocks, and the next blocks are read meanwhile::
+
+    epoch_plan         which blocks, how many patches of each, where, in which order
+    portions           read a block, cut its patches: one portion is the patches of a group of blocks
+    portion_sources    where that is done: threads of this process, or workers of a cluster
+    PatchStream        one portion after the other, in batches
 """
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Iterator
+from contextlib import closing
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,31 +22,17 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from denoizarr.errors import BadRequest, EmptyIndex
-from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import ceil_div
 from denoizarr.selection.patch_index import PatchIndex
-from denoizarr.stores.images import ImageLike, as_images, reader_of
-from denoizarr.stores.sources import ImageReader
 
-from .block_plan import Draws, EpochPlan
+from .block_layout import BlockWeights
+from .epoch_pass import Counts, EpochPass, batches_of
+from .epoch_plan import EpochPlan
+from .portion_sources import ClusterSource, PortionSource, ThreadSource
+from .portions import Images, Piece, Portion, PortionRequest, cutter_of, request_of
 
 Item: TypeAlias = dict[str, torch.Tensor]
 _DEFAULT_PATCHES = 4096
-_READING_THREADS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """The decoded voxels that hold one visit's patches."""
-
-    voxels: NDArray[Any]
-    start: tuple[int, ...]  # along the index's dims
-    chunks: int
-    decoded_bytes: int
-
-
-_Begun: TypeAlias = tuple[Draws, range, dict[int, Future[_Block]]]
-_Cut: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64], int]
 
 
 class PatchStream(IterableDataset[Item]):
@@ -55,14 +42,25 @@ class PatchStream(IterableDataset[Item]):
     ----------
     image : an image, a glob, or a list of images
     index : PatchIndex
-        Of these images.
+        Of these images; its patches are planes (y, x) or volumes (z, y, x).
+    target : an image, a glob, or a list of images, optional
+        One of the same extents for each image: every patch comes with the same part of its target, for
+        supervised and Noise2Noise training.
     batch_size : int, optional
         Yield batches of this size, the last of an epoch perhaps smaller; single patches without.
     patches_per_epoch : int, optional
         ``min(index.n_patches, 4096)`` unless told.
     seed : int
     resident_blocks : int
-        How many decoded blocks are kept: half to draw from, half being read.
+        The patches of half as many blocks are interleaved (fewer at the beginning of an epoch) while as many
+        blocks are being read.
+    num_epochs : int, optional
+        How many epochs will be asked for: the beginning of each is then read while the one before it ends.
+        Without, nothing is read beyond an epoch.
+    client : distributed.Client, optional
+        Blocks are decoded and patches cut on the workers of this cluster, which must be able to read the
+        images from their stores; they arrive here in the same sequence as without it. No more than one
+        portion for each of the cluster's threads, and no more than nine, is under way or waits to be used.
     rank, world_size : int, optional
         This process among those that train together; asked of ``torch.distributed`` where that is set up. All
         ranks get the same number of whole batches, no two the same patch.
@@ -70,68 +68,76 @@ class PatchStream(IterableDataset[Item]):
     Yields
     ------
     dict
-        "patch": float32 tensor (c, y, x), raw intensities; "origin": int64 tensor, index of the patch's first
-        voxel along those of t, z, y, x that the image has; with several images "image": int64, its number.
-        With ``batch_size`` all have a leading batch axis.
+        "patch": float32 tensor (c, [z,] y, x), raw intensities; "origin": int64 tensor, index of the patch's
+        first voxel along those of t, z, y, x that the image has; "number": int64, the patch's place in the
+        epoch, over all ranks and workers; with several images "image": int64, its number; "target": float32
+        tensor like the patch, where there is one. With ``batch_size`` all have a leading batch axis.
 
     Raises
     ------
     BadRequest
-        The index is of another image; settings that cannot be.
+        The index is of another image; the target has another shape; settings that cannot be.
     EmptyIndex
         No cell has a weight.
+    MissingChunk, CorruptChunk, ClusterLost, ...
+        While iterating, what reading raised.
 
     Notes
     -----
-    What is yielded is a function of (seed, epoch, position) alone, not of threads or of timing. Each pass of
-    iteration is one epoch; the next pass is the next epoch, unless :meth:`set_epoch` says otherwise. Workers
-    of a ``DataLoader`` and ranks take consecutive shares of the epoch: a chunk is decoded about once in
-    all of them together; a worker's copy of this object does not tell the original how far it has come.
+    What is yielded is a function of (seed, epoch, position) alone, not of threads, workers or timing. Each
+    pass of iteration is one epoch; the next pass is the next epoch, unless :meth:`set_epoch` says otherwise.
+    Workers of a ``DataLoader`` and ranks take consecutive shares of the epoch: a chunk is decoded about once
+    in all of them together; a worker's copy of this object does not tell the original how far it has come.
     """
 
     def __init__(
         self,
-        image: ImageLike | Sequence[ImageLike],
+        image: Images,
         index: PatchIndex,
         *,
+        target: Images | None = None,
         batch_size: int | None = None,
         patches_per_epoch: int | None = None,
         seed: int = 0,
         resident_blocks: int = 16,
+        num_epochs: int | None = None,
+        client: Any = None,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
         super().__init__()
-        images = as_images(image)
-        index.check_image(images)
-        _ = index.plane_patch
+        self._cutter = cutter_of(image, index, target)
         if index.total_weight <= 0:
             raise EmptyIndex("no cell of the index has a weight", remedy="lower the filter's threshold")
         for name, value in (
             ("batch_size", batch_size),
             ("patches_per_epoch", patches_per_epoch),
             ("resident_blocks", resident_blocks),
+            ("num_epochs", num_epochs),
         ):
             if value is not None and value < 1:
                 raise BadRequest("not a positive number", where=name, got=value)
         self.index, self.batch_size, self.seed = index, batch_size, int(seed)
         self.patches_per_epoch = patches_per_epoch or max(min(index.n_patches, _DEFAULT_PATCHES), 1)
-        self.resident_blocks = resident_blocks
+        self.resident_blocks, self.num_epochs = resident_blocks, num_epochs
+        self._weights = BlockWeights(index)
         self.rank, self.world_size = _place(rank, world_size)
-        if self.world_size > 1 and self._n_batches() < 1:
+        if self.world_size > 1 and self.batches_per_epoch < 1:
             raise BadRequest(
                 "an epoch has fewer batches than there are ranks",
                 where="patches_per_epoch",
                 got=self.patches_per_epoch,
                 expected=f"at least {(batch_size or 1) * self.world_size}",
             )
-        self._readers = [reader_of(i) for i in images]
+        self._client = client
+        if client is not None:
+            ClusterSource(self._cutter, client).close()  # refused now rather than in the first epoch
         self._process = os.getpid()
         self._epoch = self._position = 0
-        self._chunks_read = self._bytes_read = self._patches = 0
-        self._seconds_waited = 0.0
+        self._counts = Counts()
+        self._ahead: tuple[tuple[int, ...], EpochPass] | None = None
 
-    # What is drawn
+    # ---- where the stream is
 
     @property
     def epoch(self) -> int:
@@ -149,52 +155,122 @@ class PatchStream(IterableDataset[Item]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue where :meth:`state_dict` was taken: the next item is the one that would have come next."""
-        self.seed, self._epoch, self._position = (
-            int(state["seed"]),
-            int(state["epoch"]),
-            int(state["position"]),
-        )
+        self.seed, self._epoch, self._position = (int(state[k]) for k in ("seed", "epoch", "position"))
 
     @property
     def batches_per_epoch(self) -> int:
         """Items that one pass yields in this process: batches, or patches without ``batch_size``."""
-        return self._n_batches()
-
-    @property
-    def statistics(self) -> dict[str, float]:
-        """What has been read since this object was made.
-
-        chunks_read, bytes_read (decoded), patches, read_amplification (bytes decoded per byte of the patches
-        in the image's own dtype), seconds_waited (for blocks that were not there yet).
-        """
-        reader = self._readers[0]
-        channels = dict(zip(reader.dims, reader.shape, strict=True)).get("c", 1)
-        used = self._patches * prod(self.index.plane_patch) * channels * reader.dtype.itemsize
-        return {
-            "chunks_read": self._chunks_read,
-            "bytes_read": self._bytes_read,
-            "patches": self._patches,
-            "read_amplification": self._bytes_read / used if used else 0.0,
-            "seconds_waited": self._seconds_waited,
-        }
-
-    def _n_batches(self) -> int:
         size = self.batch_size or 1
         if self.world_size == 1:
             return ceil_div(self.patches_per_epoch, size)
         # Ranks wait for one another at every step: all get equally many batches, and whole ones.
         return self.patches_per_epoch // size // self.world_size
 
-    def _share(self) -> tuple[int, int]:
-        """Return the epoch's first patch that is this process's or worker's, and the first that is not."""
-        size, n_batches = self.batch_size or 1, self._n_batches()
+    @property
+    def statistics(self) -> dict[str, float]:
+        """What has been read since this object was made.
+
+        chunks_read, bytes_read (decoded), patches, read_amplification (bytes decoded per byte of the patches
+        in the image's own dtype), seconds_waited (for portions that were not there yet).
+        """
+        counts = self._counts
+        return {
+            "chunks_read": counts.read.chunks,
+            "bytes_read": counts.read.decoded_bytes,
+            "patches": counts.patches,
+            "read_amplification": counts.read.decoded_bytes / counts.used_bytes if counts.patches else 0.0,
+            "seconds_waited": counts.seconds_waited,
+        }
+
+    # ---- iteration
+
+    def close(self) -> None:
+        """Give up what of the next epoch has been read ahead."""
+        if self._ahead is not None:
+            self._ahead[1].close()
+            self._ahead = None
+
+    def __iter__(self) -> Iterator[Item]:
+        self._check_process()
+        epoch, position = self._epoch, self._position
+        first, stop = self._share(position)
+        with closing(self._begun(epoch, position)) as begun:
+            for batch in batches_of(begun.portions(self._counts), stop, self.batch_size or 1):
+                if begun.is_all_under_way:
+                    self._read_on_after(epoch)
+                done = batch.first + len(batch.origins)
+                self._counts.patches += len(batch.origins)
+                self._counts.used_bytes += int(np.take(self._cutter.patch_bytes, batch.images).sum())
+                # Counted before the item is handed out: a state taken after it names the next one.
+                following = (epoch, position + done - first) if done < stop else (epoch + 1, 0)
+                self._epoch, self._position = following
+                yield self._item(batch)
+        self._read_on_after(epoch)
+
+    def _begun(self, epoch: int, position: int) -> EpochPass:
+        """Return the pass that is wanted: the one that was begun ahead, if it is that."""
+        if self._ahead is not None and self._ahead[0] == (self.seed, epoch, position):
+            begun, self._ahead = self._ahead[1], None
+            return begun
+        self.close()
+        return self._begin(epoch, position)
+
+    def _read_on_after(self, epoch: int) -> None:
+        """Begin the next epoch, if there will be one."""
+        # A DataLoader's worker need not live to see another epoch.
+        wanted = self.num_epochs is not None and epoch + 1 < self.num_epochs and get_worker_info() is None
+        if wanted and self._ahead is None:
+            self._ahead = (self.seed, epoch + 1, 0), self._begin(epoch + 1, 0)
+
+    def _begin(self, epoch: int, position: int) -> EpochPass:
+        source: PortionSource = (
+            ThreadSource(self._cutter) if self._client is None else ClusterSource(self._cutter, self._client)
+        )
+        return EpochPass(source, self._requests(epoch, *self._share(position)))
+
+    def _requests(self, epoch: int, first: int, stop: int) -> Iterator[PortionRequest]:
+        """Yield what to read for patches ``first`` up to ``stop`` of the epoch."""
+        if first >= stop:
+            return
+        settings = (self.patches_per_epoch, self.seed, epoch, self.resident_blocks)
+        plan = EpochPlan(self.index, self._cutter.grids, *settings, self._weights)
+        for group in plan.groups:
+            if group.before < stop and group.before + group.size > first:
+                yield request_of(plan, group, first, stop)
+
+    def _share(self, position: int) -> tuple[int, int]:
+        """Return the patch at ``position`` of this process's or worker's share, and the first after it."""
+        size, n_batches = self.batch_size or 1, self.batches_per_epoch
         worker = get_worker_info()
         number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
         first = self.rank * n_batches + n_batches * number // count
         stop = self.rank * n_batches + n_batches * (number + 1) // count
-        return first * size, min(stop * size, self.patches_per_epoch)
+        stop_patch = min(stop * size, self.patches_per_epoch)
+        return min(first * size + position, stop_patch), stop_patch
 
-    # Iteration
+    def _item(self, batch: Portion) -> Item:
+        # Views of the portion: nothing is copied in the thread that trains.
+        item = {
+            "patch": torch.from_numpy(batch.patches),
+            "origin": torch.from_numpy(batch.origins),
+            "number": torch.arange(batch.first, batch.first + len(batch.origins)),
+        }
+        if len(self._cutter.readers) > 1:
+            item["image"] = torch.from_numpy(batch.images)
+        if batch.targets is not None:
+            item["target"] = torch.from_numpy(batch.targets)
+        return item if self.batch_size is not None else {k: v[0] for k, v in item.items()}
+
+    # ---- other processes
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._client is not None:
+            raise BadRequest(
+                "a stream with a client cannot travel to another process",
+                where="PatchStream",
+                remedy="use num_workers=0: the cluster's workers read ahead already",
+            )
+        return self.__dict__ | {"_ahead": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -202,97 +278,15 @@ class PatchStream(IterableDataset[Item]):
 
     def _check_process(self) -> None:
         """Refuse to read in a forked worker: the object store's threads are gone there, a read never ends."""
-        if os.getpid() != self._process and any(r.source is not None for r in self._readers):
+        if os.getpid() == self._process:
+            return
+        readers = [*self._cutter.readers, *(self._cutter.targets or ())]
+        if self._client is not None or any(r.source is not None for r in readers):
             raise BadRequest(
                 "a forked DataLoader worker cannot read from a store",
                 where="PatchStream",
                 remedy='use num_workers=0 (the stream reads ahead itself) or multiprocessing_context="spawn"',
             )
-
-    def __iter__(self) -> Iterator[Item]:
-        self._check_process()
-        first, stop = self._share()
-        epoch, done, size = self._epoch, self._position, self.batch_size or 1
-        held: list[_Cut] = []
-        for cut in self._cuts(epoch, first + done, stop):
-            held.append(cut)
-            if len(held) == size or first + done + len(held) == stop:
-                done += len(held)
-                self._patches += len(held)
-                # Counted before the item is handed out: a state taken after it names the next one.
-                self._epoch, self._position = (epoch, done) if first + done < stop else (epoch + 1, 0)
-                yield self._item(held)
-                held = []
-
-    def _item(self, held: list[_Cut]) -> Item:
-        patches = torch.from_numpy(np.stack([h[0] for h in held]))
-        origins = torch.from_numpy(np.stack([h[1] for h in held]))
-        item = {"patch": patches, "origin": origins}
-        if len(self._readers) > 1:
-            item["image"] = torch.tensor([h[2] for h in held], dtype=torch.int64)
-        return item if self.batch_size is not None else {k: v[0] for k, v in item.items()}
-
-    def _cuts(self, epoch: int, first: int, stop: int) -> Iterator[_Cut]:
-        """Yield patches ``first`` up to ``stop`` of the epoch; a group is read while one is drawn from."""
-        plan = EpochPlan(
-            self.index, self._readers, self.patches_per_epoch, self.seed, epoch, self.resident_blocks
-        )
-        ends = [*(before for _, _, before in plan.groups[1:]), plan.n_patches]
-        mine = [g for g, (_, _, before) in enumerate(plan.groups) if before < stop and ends[g] > first]
-        if not mine:
-            return
-        with _Reading() as threads:
-            ahead: _Begun | None = self._begin(threads, plan, mine[0], first, stop)
-            for following in [*mine[1:], None]:
-                assert ahead is not None
-                draws, chosen, futures = ahead
-                ahead = None
-                if following is not None:
-                    ahead = self._begin(threads, plan, following, first, stop)
-                blocks = self._received(futures)
-                for k in chosen:
-                    visit = int(draws.visit[k])
-                    yield (
-                        _cut(
-                            self._readers[draws.visits[visit].image],
-                            blocks[visit],
-                            draws.origin[k],
-                            self.index.plane_patch,
-                        ),
-                        draws.origin[k],
-                        draws.visits[visit].image,
-                    )
-
-    def _begin(
-        self, threads: ThreadPoolExecutor, plan: EpochPlan, group: int, first: int, stop: int
-    ) -> _Begun:
-        """Draw a group and start to read those of its blocks that ``first`` up to ``stop`` need."""
-        draws, before = plan.draws(group), plan.groups[group][2]
-        chosen = range(max(first - before, 0), min(stop - before, draws.visit.size))
-        futures = {}
-        for visit in np.unique(draws.visit[chosen.start : chosen.stop]):
-            origins = draws.origin[draws.visit == visit]
-            reader = self._readers[draws.visits[visit].image]
-            futures[int(visit)] = threads.submit(_read_block, reader, self.index, origins)
-        return draws, chosen, futures
-
-    def _received(self, futures: dict[int, Future[_Block]]) -> dict[int, _Block]:
-        started = time.monotonic()
-        blocks = {visit: future.result() for visit, future in futures.items()}
-        self._seconds_waited += time.monotonic() - started
-        self._chunks_read += sum(b.chunks for b in blocks.values())
-        self._bytes_read += sum(b.decoded_bytes for b in blocks.values())
-        return blocks
-
-
-class _Reading(ThreadPoolExecutor):
-    """Threads that read ahead; an iteration that is left early does not wait for what it no longer needs."""
-
-    def __init__(self) -> None:
-        super().__init__(min(_READING_THREADS, os.cpu_count() or 1), thread_name_prefix="patch-stream")
-
-    def __exit__(self, *details: object) -> None:
-        self.shutdown(wait=True, cancel_futures=True)
 
 
 def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -310,42 +304,9 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
     return rank, world_size
 
 
-def _box_of(reader: ImageReader, dims: Sequence[str], start: Sequence[int], stop: Sequence[int]) -> Box:
-    """Return a box along the index's dims as one along the reader's: all of c."""
-    ends = {d: (a, b) for d, a, b in zip(dims, start, stop, strict=True)}
-    pairs = [ends.get(d, (0, n)) for d, n in zip(reader.dims, reader.shape, strict=True)]
-    return Box(tuple(int(a) for a, _ in pairs), tuple(int(b) for _, b in pairs))
-
-
-def _read_block(reader: ImageReader, index: PatchIndex, origins: NDArray[np.int64]) -> _Block:
-    """Read the smallest box that holds the patches; they lie in one block, so its chunks are decoded once."""
-    extent = np.array([1] * (origins.shape[1] - 2) + list(index.patch_size))
-    start, stop = origins.min(axis=0), origins.max(axis=0) + extent
-    box = _box_of(reader, index.dims, start, stop)
-    chunks = [min(c, n) for c, n in zip(reader.chunks, reader.shape, strict=True)]
-    touched = [ceil_div(b, c) - a // c for a, b, c in zip(box.start, box.stop, chunks, strict=True)]
-    return _Block(
-        reader.read(box),
-        tuple(int(a) for a in start),
-        prod(touched),
-        prod(touched) * prod(chunks) * reader.dtype.itemsize,
-    )
-
-
-def _cut(
-    reader: ImageReader, block: _Block, origin: NDArray[np.int64], patch: tuple[int, int]
-) -> NDArray[np.float32]:
-    """Copy one patch out of a block: float32 (c, y, x), raw intensities."""
-    *lead, y, x = (int(o) - s for o, s in zip(origin, block.start, strict=True))
-    places = iter(lead)
-    index: list[Any] = [slice(None) if d == "c" else next(places) for d in reader.dims[:-2]]
-    voxels = block.voxels[(*index, slice(y, y + patch[0]), slice(x, x + patch[1]))]
-    return np.array(voxels if "c" in reader.dims else voxels[None], np.float32, order="C")
-
-
 def validation_patches(
-    image: ImageLike | Sequence[ImageLike], index: PatchIndex, n: int, seed: int = 0
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    image: Images, index: PatchIndex, n: int, seed: int = 0, *, target: Images | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32] | None]:
     """Draw a fixed set of different patches, such as those that every epoch is validated on.
 
     Parameters
@@ -356,25 +317,28 @@ def validation_patches(
     n : int
         Wanted; fewer come back where the index has fewer cells with a weight.
     seed : int
+    target : an image, a glob, or a list of images, optional
+        One of the same extents for each image.
 
     Returns
     -------
-    (patches, origins)
-        float32 (n, c, y, x), raw intensities; int64 (n, dims) as of ``index.sample``. Empty where it is.
+    (patches, origins, targets)
+        float32 (n, c, [z,] y, x), raw intensities; int64 (n, dims) as of ``index.sample``; like the patches,
+        or None without a target. Empty where the index is.
     """
-    images = as_images(image)
-    index.check_image(images)
-    readers = [reader_of(i) for i in images]
-    several = len(readers) > 1
+    cutter = cutter_of(image, index, target)
+    several = len(cutter.readers) > 1
     if index.total_weight > 0:
         drawn = index.sample(8 * n, seed)
         _, first = np.unique(drawn, axis=0, return_index=True)
         drawn = drawn[np.sort(first)[:n]]
     else:
         drawn = np.empty((0, len(index.dims) + several), np.int64)
-    channels = dict(zip(readers[0].dims, readers[0].shape, strict=True)).get("c", 1)
-    patches = np.empty((len(drawn), channels, *index.patch_size), np.float32)
-    for k, row in enumerate(drawn):
-        reader, origin = (readers[int(row[0])], row[1:]) if several else (readers[0], row)
-        patches[k] = _cut(reader, _read_block(reader, index, origin[None]), origin, index.plane_patch)
-    return patches, drawn
+    numbers = drawn[:, 0] if several else np.zeros(len(drawn), np.int64)
+    # One piece per patch: they may lie anywhere, and a box around several would be the whole image.
+    pieces = tuple(
+        Piece(int(number), origin[None], np.array([row]))
+        for row, (number, origin) in enumerate(zip(numbers, drawn[:, int(several) :], strict=True))
+    )
+    portion, _ = cutter.cut(PortionRequest(0, len(drawn), pieces), np.dtype(np.float32))
+    return portion.patches, drawn, portion.targets

@@ -1,0 +1,262 @@
+"""What is trained on and how, checked before any work."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import nn
+
+from denoizarr.errors import BadRequest, EmptyIndex
+from denoizarr.kernels.blindspot import check_blind_spot, draw_blind_spots
+from denoizarr.kernels.unet import NetworkShape, build_network
+from denoizarr.selection.index_builder import build_index
+from denoizarr.selection.patch_index import PatchIndex, identity_of
+from denoizarr.stores.images import ImageLike, as_images
+from denoizarr.stores.records import digest
+
+from .batches import Preparation
+from .denoiser import Denoiser
+from .held_out import HeldOut, held_out_patches, measured_normalisation
+from .normalisation import Normalisation
+from .options import TrainingOptions
+from .own_network import OwnNetwork, measure_network
+from .patch_stream import PatchStream
+from .processes import Processes
+from .tensor_files import tensors_digest
+from .training_record import TrainingRecord
+
+_LOG = logging.getLogger(__name__)
+# What decides no weights, or what may differ on another machine.
+_OF_THE_MACHINE = ("device", "threads", "checkpoint_minutes")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """Everything about one training that is known before its first step.
+
+    Attributes
+    ----------
+    images, targets : list of DataArray
+        No targets: trained by blind spots.
+    index : PatchIndex
+        Of all images.
+    training, validation : PatchIndex
+        Its two parts.
+    kernel : ndarray of bool, or None
+        The blind-spot kernel, with as many axes as a patch; None with targets.
+    options : TrainingOptions
+    normalisation, target_normalisation : Normalisation
+    network : NetworkShape or OwnNetwork
+    """
+
+    images: list[xr.DataArray]
+    targets: list[xr.DataArray] | None
+    index: PatchIndex
+    training: PatchIndex
+    validation: PatchIndex
+    kernel: NDArray[np.bool_] | None
+    options: TrainingOptions
+    normalisation: Normalisation
+    target_normalisation: Normalisation | None
+    network: NetworkShape | OwnNetwork
+
+    def identity(self, processes: Processes) -> str:
+        """Name all that decides the weights."""
+        decided: dict[str, Any] = {
+            "options": {n: v for n, v in asdict(self.options).items() if n not in _OF_THE_MACHINE},
+            "kernel": None if self.kernel is None else self.kernel.astype(int).tolist(),
+            "normalisation": asdict(self.normalisation),
+            "images": self.index.images,
+            "cells": [hashlib.blake2b(cells.packed.data).hexdigest() for cells in self.index.classes],
+            "weights": [float(weight) for weight in self.index.table],
+            "processes": processes.count,
+        }
+        if self.targets is not None:
+            decided["targets"] = [identity_of(target) for target in self.targets]
+            decided["target_normalisation"] = self.target_normalisation and asdict(self.target_normalisation)
+        if isinstance(self.network, OwnNetwork):
+            state = {name: value.clone() for name, value in self.network.module.state_dict().items()}
+            decided["network"] = [self.network.description, tensors_digest(state)]
+        return digest(decided)
+
+    def new_network(self) -> nn.Module:
+        """Return the network as it is before the first step."""
+        if isinstance(self.network, OwnNetwork):
+            return copy.deepcopy(self.network.module)
+        return build_network(self.network, seed=self.options.seed)
+
+    def stream(self, processes: Processes, client: Any) -> PatchStream:
+        """Return the stream of this process's share of the patches."""
+        return PatchStream(
+            self.images,
+            self.training,
+            target=self.targets,
+            batch_size=self.options.batch_size,
+            patches_per_epoch=self.options.epoch_size(self.training.n_patches),
+            seed=self.options.seed,
+            num_epochs=self.options.num_epochs,
+            client=client,
+            rank=processes.rank,
+            world_size=processes.count,
+        )
+
+    def preparation(self, device: torch.device) -> Preparation:
+        """Return what makes batches of the stream's items."""
+        return Preparation(self.options, self.kernel, self.normalisation, self.target_normalisation, device)
+
+    def held_out(self) -> HeldOut | None:
+        """Return the fixed patches to validate on, or None where nothing could be held out."""
+        if self.validation.n_patches == 0:
+            _LOG.info("the image is too small to hold patches out: the last epoch is kept, not the best")
+            return None
+        return held_out_patches(self.images, self.validation, self.targets, self.options)
+
+    def denoiser(self, record: TrainingRecord, device: torch.device) -> Denoiser:
+        """Return the model that a training with this record has learnt."""
+        last = record.history[-1]
+        training = {
+            "options": asdict(self.options),
+            "patches_per_epoch": self.options.epoch_size(self.training.n_patches),
+            "epochs": len(record.history),
+            "steps": last["step"],
+            "best_epoch": record.best_epoch,
+            "best_validation_loss": record.best_loss if np.isfinite(record.best_loss) else None,
+            "train_loss": last["train_loss"],
+            "learns_from": "blind spots" if self.targets is None else "targets",
+            "device": device.type,
+            "threads": record.threads,
+            "images": len(self.images),
+        }
+        return Denoiser(
+            self.network,
+            record.best,
+            self.normalisation,
+            target_normalisation=self.target_normalisation,
+            blind_spot=self.kernel,
+            patch_size=self.options.patch_shape,
+            pixel_size=self._pixel_size(),
+            training=training,
+        )
+
+    def _pixel_size(self) -> dict[str, dict[str, Any]] | None:
+        """Return spacing and unit along a patch's axes, of the first image; None where it states none."""
+        axes = self.index.axes[0]
+        names = self.index.dims[-len(self.options.patch_shape) :]
+        sizes = {
+            str(name): {"value": abs(float(axes[name]["spacing"])), "unit": axes[name]["attrs"].get("units")}
+            for name in names
+        }
+        stated = any(size["unit"] is not None or size["value"] != 1 for size in sizes.values())
+        return sizes if stated and all(size["value"] > 0 for size in sizes.values()) else None
+
+
+def prepare_job(
+    images: list[xr.DataArray],
+    index: PatchIndex | None,
+    target: ImageLike | Sequence[ImageLike] | None,
+    blind_spot: NDArray[np.bool_] | None,
+    options: TrainingOptions,
+    normalisation: Normalisation | None,
+    network: nn.Module | None,
+) -> TrainingJob:
+    """Check what :func:`~denoizarr.train` was given, the cheapest first, and complete it.
+
+    Raises
+    ------
+    BadRequest
+        As :func:`~denoizarr.train` says.
+    """
+    kernel = _kernel_of(blind_spot, target is not None, options)
+    shape: NetworkShape | OwnNetwork = options.network_shape
+    if network is not None:
+        shape = measure_network(network, len(options.patch_shape))
+        _check_stride(shape, options)
+    targets = None if target is None else as_images(target)
+    channels = _channels_of(images, targets or [])
+    if index is None:
+        index = build_index(images, options.patch_shape, seed=options.seed)
+    index.check_image(images)
+    if tuple(index.patch_size) != options.patch_shape:
+        raise BadRequest(
+            "the index is for another patch size",
+            where="patch_size",
+            got=options.patch_size,
+            expected=tuple(index.patch_size),
+            remedy="build an index with this patch_size, or train with the index's",
+        )
+    training, validation = index.split(options.validation_fraction, options.seed)
+    if training.n_patches == 0:
+        raise EmptyIndex("no patch to train on", got=index.summary(), remedy="lower the filter's threshold")
+    measured, target_normalisation = measured_normalisation(
+        images, training, targets, options.seed, normalisation
+    )
+    if len(measured.mean) != channels:
+        got, expected = f"{len(measured.mean)} channels", f"{channels}, as the image has"
+        raise BadRequest("one mean and std per channel", where="normalisation", got=got, expected=expected)
+    return TrainingJob(
+        images, targets, index, training, validation, kernel, options, measured, target_normalisation, shape
+    )
+
+
+def _kernel_of(
+    blind_spot: NDArray[np.bool_] | None, has_target: bool, options: TrainingOptions
+) -> NDArray[np.bool_] | None:
+    """Return the kernel with as many axes as a patch; None where there is a target."""
+    if has_target:
+        if blind_spot is not None:
+            raise BadRequest(
+                "with a target nothing is hidden",
+                where="blind_spot",
+                got=f"a kernel of shape {np.shape(blind_spot)}",
+                remedy="leave out the blind spot, or the target",
+            )
+        return None
+    ndim = len(options.patch_shape)
+    kernel = np.ones((1,) * ndim, np.bool_) if blind_spot is None else np.asarray(blind_spot)
+    if kernel.ndim == 2 and ndim == 3:
+        kernel = kernel[None]  # the noise of a plane knows nothing of the planes beside it
+    check_blind_spot(kernel, options.patch_shape, options.mask_percentage)
+    if options.separate_masks:
+        _log_separate_masks(kernel, options)
+    return kernel
+
+
+def _log_separate_masks(kernel: NDArray[np.bool_], options: TrainingOptions) -> None:
+    """Say how many pixels are predicted where the kernels must not touch."""
+    patches = torch.zeros(8, 1, *options.patch_shape)
+    draws: dict[str, Any] = {"seed": options.seed, "epoch": 0, "numbers": torch.arange(len(patches))}
+    _, centres = draw_blind_spots(patches, kernel, options.mask_percentage, "zero", separate=True, **draws)
+    reached = 100 * float(centres.float().mean())
+    _LOG.info(
+        "separate masks: %.3g %% of the pixels are predicted, of %.3g %% asked for",
+        reached,
+        options.mask_percentage,
+    )
+
+
+def _check_stride(network: OwnNetwork, options: TrainingOptions) -> None:
+    shape, stride = options.patch_shape, network.stride
+    if any(n % s for n, s in zip(shape, stride, strict=True)):
+        raise BadRequest(
+            "a patch is a multiple of the network's stride",
+            where="patch_size",
+            got=shape,
+            expected=tuple(-(-n // s) * s for n, s in zip(shape, stride, strict=True)),
+        )
+
+
+def _channels_of(images: Sequence[xr.DataArray], targets: Sequence[xr.DataArray]) -> int:
+    counts = {int(image.sizes.get("c", 1)) for image in (*images, *targets)}
+    if len(counts) > 1:
+        what = "images and targets" if targets else "images"
+        raise BadRequest(f"the {what} have different numbers of channels", got=sorted(counts))
+    return counts.pop()

@@ -1,0 +1,71 @@
+"""Every setting is checked at once, and the message says what would do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from denoizarr.errors import ConfigError
+from denoizarr.kernels.unet import NetworkShape
+from denoizarr.training.options import TrainingOptions
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patch_size": 50}, "expected 52"),
+        ({"patch_size": (64, 30)}, r"expected \(64, 32\)"),
+        ({"patch_size": 4}, "expected 8"),
+        ({"patch_size": 60, "num_layers": 3}, "expected 64"),
+        ({"patch_size": (6, 64, 64)}, r"expected \(8, 64, 64\)"),
+        ({"patch_size": (4, 64, 64)}, r"expected \(8, 64, 64\)"),
+        ({"patch_size": (8, 8, 64, 64)}, r"an int, \(y, x\) or \(z, y, x\)"),
+        ({"patch_size": (64,)}, r"an int, \(y, x\) or \(z, y, x\)"),
+        ({"patch_size": True}, "patch_size"),
+        ({"patch_size": "64"}, "patch_size"),
+        ({"mask_percentage": 0}, "mask_percentage"),
+        ({"mask_percentage": 51}, "at most 50"),
+        ({"mask_percentage": float("nan")}, "mask_percentage"),
+        ({"masking_strategy": "gaussian"}, "uniform, median, mean, zero, random"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"num_epochs": 1.5}, "num_epochs"),
+        ({"learning_rate": -1}, "learning_rate"),
+        ({"precision": "float16"}, "float32 or bfloat16"),
+        ({"norm": "group"}, "batch or none"),
+        ({"device": "tpu"}, "device"),
+        ({"seed": -1}, "seed"),
+        ({"validation_fraction": 0.9}, "validation_fraction"),
+        ({"early_stopping": 0}, "early_stopping"),
+        ({"schedule": "linear"}, "cosine or plateau or constant"),
+        ({"loss": "huber"}, "mse or mae"),
+        ({"compile": "yes"}, "compile.*True or False"),
+        ({"n2v2": 1}, "n2v2"),
+        ({"separate_masks": None}, "separate_masks"),
+        ({"augment": 1}, "augment"),
+        ({"norm": ["batch"]}, "batch or none"),
+        ({"checkpoint_minutes": -1}, "checkpoint_minutes"),
+    ],
+)
+def test_options_out_of_range_are_refused_by_name(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainingOptions(**change)
+
+
+def test_a_pair_may_be_a_list() -> None:
+    assert TrainingOptions(patch_size=[64, 32]).patch_shape == (64, 32)  # type: ignore[arg-type]
+
+
+def test_an_epoch_is_neither_tiny_nor_endless() -> None:
+    assert [TrainingOptions().epoch_size(n) for n in (1, 2000, 10**9)] == [1024, 2000, 4096]
+    assert TrainingOptions(patches_per_epoch=7).epoch_size(10**9) == 7
+
+
+def test_the_patch_decides_whether_the_network_is_3d() -> None:
+    assert (
+        TrainingOptions().network_shape.ndim == TrainingOptions(patch_size=(32, 64)).network_shape.ndim == 2
+    )
+    options = TrainingOptions(patch_size=(16, 32, 64), n2v2=True, norm="batch", num_layers=3)
+    assert options.patch_shape == (16, 32, 64)
+    assert options.network_shape == NetworkShape(ndim=3, depth=3, norm="batch", n2v2=True)
+    assert TrainingOptions(patch_size=[8, 16, 32]).patch_shape == (8, 16, 32)  # type: ignore[arg-type]

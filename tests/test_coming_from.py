@@ -8,6 +8,7 @@ from pathlib import Path
 import dask.array as da
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter, sobel
@@ -16,6 +17,7 @@ from skimage.exposure import equalize_adapthist
 import denoizarr
 from denoizarr import (
     BadRequest,
+    ConfigError,
     Criterion,
     EmptyIndex,
     JobConfig,
@@ -26,11 +28,20 @@ from denoizarr import (
     Quantile,
     RegionOfInterest,
     ShannonPatchFilter,
+    TrainingOptions,
     build_index,
     find_roi_patches,
 )
+from denoizarr.images.save import save_image
+from denoizarr.kernels.blind_spot_rules import strategy_named
+from denoizarr.kernels.blindspot import draw_blind_spots
+from denoizarr.kernels.symmetries import symmetries_of
+from denoizarr.pipeline.blind_spots import fitting_blind_spots
+from denoizarr.pipeline.checked_job import check_job, options_of
+from denoizarr.pipeline.run import run_pipeline
 from denoizarr.pipeline.where_to_look import places_of, settings_of
 from denoizarr.stores.images import as_image
+from tests.end_to_end.jobs import scan_noise
 
 PAGE = Path(__file__).parents[1] / "docs/coming-from.md"
 # what | there | here, and why | to have it as there | test
@@ -95,9 +106,15 @@ def test_the_code_runs(heading, code, tmp_path, monkeypatch):
     denoizarr.save_image(image, "stack.ome.zarr")
     # The page trains for ten epochs of all patches.
     assert ("num_epochs=10" in code) == ("denoizarr.train(" in code)
-    code = code.replace("num_epochs=10", "num_epochs=1, patches_per_epoch=16").replace(
-        "batch_size=64", "batch_size=8"
-    )
+    for long, short in (
+        ("num_epochs=10", "num_epochs=1, patches_per_epoch=16"),
+        ("batch_size=64", "batch_size=8"),
+        ("as_there = {", 'as_there = {"num_epochs": 1, "features": 4, '),
+        ('"patches_per_image": 100', '"patches_per_image": 16'),
+        ('"patches_per_image": 200', '"patches_per_image": 16'),
+    ):
+        code = code.replace(long, short)
+    np.save("mask.npy", np.ones((1, 9), bool))
     names = {"mask_data": (image > 150).astype(np.uint8)}
     exec(compile(code, "the code of the page", "exec"), names)  # noqa: S102  # our own document
     if "careamics" in heading.lower():
@@ -105,6 +122,10 @@ def test_the_code_runs(heading, code, tmp_path, monkeypatch):
         assert names["keep"].dims == ("z", "y", "x")
         assert 0 < names["covered"].n_patches < names["masked"].n_patches < names["index"].n_cells
         assert names["denoiser"].denoise(image[0]).shape == image[0].shape
+    elif "two stages" in heading:
+        assert denoizarr.open_image("run/denoised.ome.zarr").shape == image.shape
+        stage1 = denoizarr.Denoiser.load("run/stage1/model.safetensors").training["options"]
+        assert (stage1["patch_size"], stage1["mask_percentage"], stage1["masking_strategy"]) == (32, 15.0, 0)
     else:
         assert (tmp_path / "roi.png").stat().st_size
         assert len(names["origins"]) == 100
@@ -239,9 +260,11 @@ def test_a_pair_is_applied_plane_by_plane():
     image = planes((6, 128, 128))
     assert MaxPatchFilter.filter_map(image, (64, 64)).shape == (6, 2, 2)
     assert MaxPatchFilter.filter_map(image, (3, 64, 64)).shape == (2, 2, 2)
-    index = build_index(image, (3, 64, 64))
-    with pytest.raises(BadRequest, match="training on 3D patches"):
-        denoizarr.PatchStream(image, index)
+    for patch in ((64, 64), (3, 64, 64)):
+        stream = denoizarr.PatchStream(image, build_index(image, patch), patches_per_epoch=1)
+        assert next(iter(stream))["patch"].shape == (1, *patch)
+    assert TrainingOptions(patch_size=(4, 64, 64), num_layers=1).network_shape.ndim == 3
+    assert TrainingOptions(patch_size=(64, 64)).network_shape.ndim == 2
 
 
 def test_samples_are_time_points_or_planes():
@@ -511,3 +534,226 @@ def test_several_criteria_are_a_fraction_of_the_window():
     found = {tuple(int(v) for v in o) for o in find_roi_patches(plane, 32, roi)}
     assert found == {o for o, mean in means.items() if mean > 0.1}
     assert found
+
+
+# ---- autoStructN2V: two stages
+
+ROW = np.ones((1, 9), bool)
+SMALL = {"features": 4, "num_epochs": 1, "patches_per_epoch": 16, "patch_size": 32}
+
+
+def blind_spots(kernel, percentage, strategy="uniform", *, epoch=0, first=0, separate=False, size=64):
+    """Patches of distinct values, what they become, and where the predicted pixels are."""
+    patches = 1 + torch.rand(8, 1, size, size, generator=torch.Generator().manual_seed(0))
+    numbers = first + torch.arange(8)
+    hidden, centres = draw_blind_spots(
+        patches, kernel, percentage, strategy, seed=0, epoch=epoch, numbers=numbers, separate=separate
+    )
+    return patches, hidden, centres.bool()
+
+
+def copying_network():
+    """A network that answers with its input, and cannot learn in a step of 1e-9."""
+    network = torch.nn.Conv2d(1, 1, 1)
+    torch.nn.init.ones_(network.weight)
+    torch.nn.init.zeros_(network.bias)
+    return network
+
+
+def test_mask_percentage_counts_predicted_pixels():
+    patches, hidden, centres = blind_spots(ROW, 1.5)
+    assert float(centres.float().mean()) == pytest.approx(0.015, rel=0.05)
+    assert float((hidden != patches).float().mean()) > 0.1
+    # The page's 10 % of hidden pixels.
+    _, _, centres = blind_spots(ROW, 10 / ROW.sum())
+    assert float(centres.sum()) / 8 == pytest.approx(46, abs=3)
+    patches, hidden, _ = blind_spots(np.ones((1, 1), bool), 15)
+    assert float((hidden != patches).float().mean()) == pytest.approx(0.15, rel=0.05)
+
+
+def test_no_more_than_half_of_a_patch_is_hidden():
+    options = TrainingOptions(**SMALL, mask_percentage=10)
+    with pytest.raises(BadRequest, match="half"):
+        denoizarr.train(planes(), blind_spot=ROW, options=options, progress=False)
+    kernel = denoizarr.NoiseKernel(ROW, np.ones((1, 9)), np.zeros((1, 9)))
+    fitting = fitting_blind_spots(kernel, options)
+    assert fitting.options.mask_percentage == pytest.approx(50 / 9)
+    assert "hide over half of a patch" in fitting.warnings[0]
+
+
+def test_stages_begin_with_the_same_defaults():
+    job = JobConfig.load({"input": "in", "output": "out"})
+    assert job.stage1.mask_percentage == job.stage2.mask_percentage == 1.5
+    differ = {key for key, value in job.stage1.model_dump().items() if getattr(job.stage2, key) != value}
+    assert differ == {"select_background"}
+    page = JobConfig.load({"input": "in", "output": "out", "stage1": {"mask_percentage": 15}})
+    assert options_of(page.stage1, "stage1", 1).mask_percentage == 15
+
+
+def test_strategies_have_the_pages_numbers():
+    job = JobConfig.load({"input": "in", "output": "out", "stage1": {"masking_strategy": 0}})
+    assert (job.stage1.masking_strategy, job.stage2.masking_strategy) == (0, "uniform")
+    for number, name in ((0, "mean"), (1, "zero"), (2, "random")):
+        assert strategy_named(number) == name
+        _, by_number, _ = blind_spots(ROW, 1.5, number)
+        _, by_name, _ = blind_spots(ROW, 1.5, name)
+        assert torch.equal(by_number, by_name)
+    patches, zero, _ = blind_spots(ROW, 1.5, 1)
+    assert (zero[zero != patches] == 0).all()
+    # A mean is nearer to the patch's own than one of its values is.
+    patches, mean, _ = blind_spots(ROW, 1.5, 0)
+    _, one, _ = blind_spots(ROW, 1.5)
+    changed = mean != patches
+    assert mean[changed].std() < 0.5 * one[changed].std()
+
+
+def test_masks_can_be_kept_apart():
+    around = torch.ones(1, 1, 3, 11)
+
+    def most_neighbours(centres):
+        counts = torch.nn.functional.conv2d(centres.float(), around, padding=(1, 5))
+        return int(counts[centres].max())
+
+    assert most_neighbours(blind_spots(ROW, 3)[2]) > 1
+    assert most_neighbours(blind_spots(ROW, 3, separate=True)[2]) == 1
+    job = JobConfig.load({"input": "in", "output": "out", "stage2": {"separate_masks": True}})
+    assert not options_of(job.stage1, "stage1", 1).separate_masks
+    assert options_of(job.stage2, "stage2", 1).separate_masks
+
+
+def test_masks_are_drawn_anew():
+    pixel = np.ones((1, 1), bool)
+    _, _, centres = blind_spots(pixel, 1.5)
+    assert torch.equal(blind_spots(pixel, 1.5)[2], centres)
+    assert not torch.equal(blind_spots(pixel, 1.5, epoch=1)[2], centres)
+    assert not torch.equal(blind_spots(pixel, 1.5, first=8)[2], centres)
+    assert len({tuple(mask.flatten().tolist()) for mask in centres}) == len(centres)
+
+
+def test_a_kernel_hides_where_it_is_true(tmp_path):
+    kernel = np.zeros((3, 5), bool)
+    kernel[1, 2] = kernel[0, 4] = kernel[1, 0] = True
+    patches, hidden, centres = blind_spots(kernel, 0.1)
+    changed = torch.zeros_like(centres)
+    for n, _, y, x in centres.nonzero().tolist():
+        for dy, dx in ((0, 0), (-1, 2), (0, -2)):
+            if 0 <= y + dy < 64 and 0 <= x + dx < 64:
+                changed[n, 0, y + dy, x + dx] = True
+    assert torch.equal(hidden != patches, changed)
+    np.save(tmp_path / "mask.npy", kernel)
+    np.testing.assert_array_equal(denoizarr.NoiseKernel.load(tmp_path / "mask.npy").mask, kernel)
+    np.save(tmp_path / "mask.npy", ~kernel)  # as the page draws stage 1's
+    with pytest.raises(BadRequest, match="centre"):
+        denoizarr.NoiseKernel.load(tmp_path / "mask.npy")
+
+
+def test_the_kernel_is_measured_on_the_raw_image():
+    job = JobConfig.load({"input": "in", "output": "out"})
+    assert job.stage2.mask_source == "auto"
+    image = scan_noise((3, 256, 256))
+    kernel = denoizarr.extract_noise_kernel(image, mask_source="auto")
+    assert kernel.source == "extractor"
+    assert kernel.mask.shape[0] == 1 < kernel.mask.shape[1]
+    with pytest.raises(BadRequest, match="denoiser of stage 1"):
+        denoizarr.extract_noise_kernel(image, mask_source="stage1")
+
+
+def test_a_single_pixel_needs_no_second_stage(tmp_path, client, monkeypatch):
+    save_image(
+        np.random.default_rng(0).normal(500, 20, (3, 128, 128)).astype(np.uint16), tmp_path / "in.ome.zarr"
+    )
+    job = {
+        "input": str(tmp_path / "in.ome.zarr"),
+        "stage1": SMALL,
+        "stage2": SMALL,
+        "cluster": {"kind": "address", "address": client.scheduler.address},
+    }
+    job["patch_filter"] = {"name": "none"}
+    for name, more in (("both", {}), ("second", {"run_stage1": False})):
+        run_pipeline({**job, **more, "output": str(tmp_path / name)}, progress=False)
+        assert denoizarr.NoiseKernel.load(tmp_path / name / "noise_kernel.json").is_single_pixel
+        monkeypatch.setattr("denoizarr.pipeline.run.write_report", str)  # one page is enough to read
+    assert not (tmp_path / "both" / "stage2").exists()
+    assert "stage 2 was skipped" in (tmp_path / "both" / "report.html").read_text().lower()
+    alone = denoizarr.Denoiser.load(tmp_path / "second" / "stage2" / "model.safetensors")
+    assert alone.blind_spot.tolist() == [[True]]
+
+
+def test_a_patch_is_a_multiple_of_the_stride():
+    for size in (32, 96):
+        assert TrainingOptions(patch_size=size).patch_shape == (size, size)
+    job = JobConfig.load({"input": "in", "output": "out", "stage1": {"patch_size": 50}})
+    assert job.stage2.patch_size == 64
+    with pytest.raises(ConfigError, match=r"stage1\.patch_size: got 50, expected 52"):
+        options_of(job.stage1, "stage1", 1)
+
+
+def test_patches_per_image_count_for_each_image(tmp_path):
+    urls = [str(tmp_path / f"{name}.ome.zarr") for name in "ab"]
+    for url in urls:
+        save_image(planes((2, 96, 96)), url)
+    job = {"input": {"urls": urls}, "output": str(tmp_path / "run"), "stage1": {"patches_per_image": 100}}
+    checked = check_job(JobConfig.load(job))
+    assert checked.stage1.patches_per_epoch == 200
+    assert checked.stage2.patches_per_epoch == 2048
+
+
+def test_the_learning_rate_has_a_schedule():
+    def rates(**settings):
+        found = []
+        options = TrainingOptions(**{**SMALL, "num_epochs": 3}, **settings)
+        image = planes((2, 96, 96))
+        denoizarr.train(
+            image, options=options, on_epoch=lambda e: found.append(e.learning_rate), progress=False
+        )
+        return found
+
+    cosine = rates()
+    assert 1e-3 > cosine[0] > cosine[1] > cosine[2] < 1e-4
+    assert rates(schedule="constant", learning_rate=1e-4, ema_decay=0) == [1e-4] * 3
+    job = JobConfig.load({"input": "in", "output": "out", "stage2": {"schedule": "plateau", "ema_decay": 0}})
+    assert options_of(job.stage2, "stage2", 1).schedule == "plateau"
+
+
+def test_validation_is_masked():
+    noise = np.random.default_rng(0).normal(0, 1, (8, 128, 128)).astype(np.float32)
+    found = []
+    denoizarr.train(
+        noise,
+        options=TrainingOptions(**SMALL, learning_rate=1e-9, gradient_clip=1e-6),
+        network=copying_network(),
+        on_epoch=found.append,
+        progress=False,
+    )
+    # A network that copies its input is right about every pixel that it sees: not masked, the loss is 0.
+    assert found[0].validation_loss == pytest.approx(2, abs=0.3)
+    assert found[0].train_loss == pytest.approx(2, abs=0.3)
+
+
+def test_turns_leave_the_kernel_unchanged():
+    assert len(symmetries_of(np.ones((1, 1), bool))) == 8
+    assert len(symmetries_of(np.ones((5, 5), bool))) == 8
+    row = symmetries_of(ROW)
+    assert len(row) == 4
+    corner = np.zeros((3, 3), bool)
+    corner[1, 1] = corner[0, 1] = corner[1, 2] = True
+    assert len(symmetries_of(corner)) < 8
+    job = JobConfig.load({"input": "in", "output": "out", "stage1": {"augment": False}})
+    assert (job.stage1.augment, job.stage2.augment) == (False, True)
+
+
+def test_all_planes_of_a_stack_count():
+    image = planes((4, 128, 128))
+    stream = denoizarr.PatchStream(image, build_index(image, 32), patches_per_epoch=64)
+    assert {int(item["origin"][0]) for item in stream} == {0, 1, 2, 3}
+
+
+def test_the_first_row_is_not_black():
+    image = planes((2, 128, 128)).astype(np.float32)
+    denoiser = denoizarr.train(
+        image,
+        options=TrainingOptions(**SMALL, learning_rate=1e-9, gradient_clip=1e-6),
+        network=copying_network(),
+        progress=False,
+    )
+    np.testing.assert_allclose(denoiser.denoise(image), image, rtol=1e-4)

@@ -90,3 +90,50 @@ def test_the_commands_and_the_code_of_the_guide_run(tmp_path, monkeypatch):
     assert indices["both"].n_patches < indices["masked"].n_cells
     assert "threshold" not in indices["background"].settings
     assert 0 < names["structure"].n_patches < names["structure"].n_cells
+
+
+def test_the_commands_and_the_code_of_training_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:256, 0:256]
+    clean = np.broadcast_to(200 + 80 * np.sin(x / 9) * np.cos(y / 11), (16, 256, 256))
+    for name, values in (("stack", clean + rng.normal(0, 9, clean.shape)), ("clean", clean)):
+        denoizarr.save_image(values.round().astype(np.uint16)[:3], f"{name}.ome.zarr", levels=1)
+    denoizarr.save_image(denoizarr.open_image("stack.ome.zarr").values, "noisy.ome.zarr", levels=1)
+    deep = (clean + rng.normal(0, 9, clean.shape)).round().astype(np.uint16)[:, :64, :64]
+    denoizarr.save_image(deep, "deep.ome.zarr", levels=1)
+    np.save("kernel.npy", np.ones((1, 5), bool))
+    guide = (ROOT / "docs/training.md").read_text()
+    blocks = re.findall(r"^```(bash|python)\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    names, ran = {}, set()
+    for language, block in blocks:
+        if language == "python":
+            code = block.replace(
+                "TrainingOptions(", "TrainingOptions(num_epochs=1, patches_per_epoch=16, features=4, "
+            )
+            exec(compile(code, "the guide", "exec"), names)  # noqa: S102  # our own document
+            continue
+        for line in block.splitlines():
+            program, *arguments = shlex.split(line.replace("16,64,64", "8,16,16"))
+            if program == "torchrun":  # tests/end_to_end/test_training.py starts one
+                assert arguments[3:6] == ["-m", "denoizarr.cli", "train"]
+                continue
+            assert program == "denoizarr"
+            if arguments[0] == "train":
+                arguments += ["--epochs", "1", "--patches-per-epoch", "16", "--features", "4"]
+            done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+            assert done.exit_code == 0, f"{line}\n{done.output}"
+            ran.add(arguments[0])
+    assert ran == {"train", "predict", "export"}
+    assert (tmp_path / "model.zip").stat().st_size
+    # What the guide says of them.
+    assert names["plane"].shape == (256, 256)
+    assert names["structured"].blind_spot.shape == (1, 9)
+    assert names["supervised"].target_normalisation is not None
+    assert names["patches"].shape == (16, 1, 64, 64)
+    assert len(names["losses"]) == 1
+    assert names["fed"].digest == names["watched"].digest == names["denoiser"].digest
+    assert names["again"].digest == names["own"].digest
+    assert list((tmp_path / "samples").glob("*.png"))
+    assert denoizarr.Denoiser.load("volumes.safetensors").axes == "zyx"
+    assert denoizarr.open_image("denoised.ome.zarr").shape == (3, 256, 256)

@@ -120,7 +120,9 @@ def test_usage_errors_are_status_2():
     assert run_cli("no-such-verb").returncode == 2
 
 
-@pytest.mark.parametrize("verb", ["demo", "info", "convert", "train", "predict", "plan", "run", "report"])
+@pytest.mark.parametrize(
+    "verb", ["demo", "info", "convert", "train", "predict", "export", "plan", "run", "report"]
+)
 def test_every_verb_has_help_with_an_example(verb):
     result = run_cli(verb, "--help")
     assert result.returncode == 0

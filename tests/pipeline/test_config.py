@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import yaml
 
 from denoizarr.errors import ConfigError
-from denoizarr.pipeline.config import JobConfig
+from denoizarr.pipeline.config import JobConfig, StageSettings
+from denoizarr.training.options import TrainingOptions
 
 SMALLEST = {"input": {"url": "in.ome.zarr"}, "output": {"url": "run"}}
 
@@ -84,3 +87,62 @@ def test_a_file_that_is_not_there(tmp_path):
         JobConfig.load(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="folder"):
         JobConfig.load(tmp_path)
+
+
+def test_every_option_of_the_trainer_is_a_key_of_a_stage():
+    options = {field.name: field.default for field in fields(TrainingOptions)}
+    stage = StageSettings().model_dump()
+    # The device is this machine's, and the number of threads is kept in the run folder.
+    missing = set(options) - set(stage) - {"device", "threads"}
+    assert not missing
+    differ = {name for name in options if name in stage and options[name] != stage[name]}
+    assert differ == {"patches_per_epoch"}
+
+
+@pytest.mark.parametrize(
+    ("given", "shape"), [(32, (32, 32)), ([32, 48], (32, 48)), ([16, 64, 64], (16, 64, 64))]
+)
+def test_a_patch_is_one_int_or_two_or_three(given, shape):
+    job = JobConfig.load({**SMALLEST, "stage1": {"patch_size": given}})
+    assert job.stage1.patch_shape == shape
+    assert JobConfig.load(yaml.safe_load(job.to_yaml())) == job
+
+
+@pytest.mark.parametrize("given", [0, [64], [64, 0], [64, 64, 64, 64], [8, "x"], 6.5, True, "wide"])
+def test_anything_else_is_no_patch(given):
+    with pytest.raises(ConfigError, match=r"stage2\.patch_size: in voxels: one int, or y and x, or z, y"):
+        JobConfig.load({**SMALLEST, "stage2": {"patch_size": given}})
+
+
+def test_patches_per_image_take_the_place_of_patches_per_epoch():
+    job = JobConfig.load({**SMALLEST, "stage1": {"patches_per_image": 100}})
+    assert job.stage1.patches_per_epoch is None
+    assert JobConfig.load(yaml.safe_load(job.to_yaml())) == job
+    both = {"patches_per_image": 100, "patches_per_epoch": 50}
+    with pytest.raises(ConfigError, match="patches_per_image and patches_per_epoch"):
+        JobConfig.load({**SMALLEST, "stage1": both})
+
+
+def test_a_target_trains_one_stage(tmp_path):
+    (tmp_path / "job.yaml").write_text(
+        "input: {url: in.ome.zarr}\noutput: {url: run}\ntarget: clean.ome.zarr\n"
+    )
+    job = JobConfig.load(tmp_path / "job.yaml")
+    assert job.target.sources == (str(tmp_path / "clean.ome.zarr"),)
+    assert job.run_stage1
+    assert not job.run_stage2
+    assert JobConfig.load(yaml.safe_load(job.to_yaml())) == job
+    assert job.identity() != JobConfig.load({**SMALLEST, "run_stage2": False}).identity()
+    with pytest.raises(ConfigError, match="leave run_stage2 out"):
+        JobConfig.load({**SMALLEST, "target": "clean", "run_stage2": True})
+    with pytest.raises(ConfigError, match="leave run_stage1 on"):
+        JobConfig.load({**SMALLEST, "target": "clean", "run_stage1": False})
+    with pytest.raises(ConfigError, match=r"unknown key .target\.leve.*did you mean .level"):
+        JobConfig.load({**SMALLEST, "target": {"url": "clean", "leve": 1}})
+    with pytest.raises(ConfigError, match="either url or urls"):
+        JobConfig.load({**SMALLEST, "target": {"level": 1}})
+
+
+def test_how_often_a_checkpoint_is_written_is_not_the_jobs_identity():
+    job = JobConfig.load({**SMALLEST, "stage1": {"checkpoint_minutes": 1}})
+    assert job.identity() == JobConfig.load(SMALLEST).identity()

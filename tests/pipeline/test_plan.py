@@ -5,11 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from denoizarr.errors import BadRequest
 from denoizarr.images.output import is_complete
 from denoizarr.images.save import save_image
 from denoizarr.inference.predict import unique_names
+from denoizarr.pipeline.blind_spots import check_kernel_file, fitting_blind_spots
+from denoizarr.pipeline.checked_job import check_job, identity_of
+from denoizarr.pipeline.config import JobConfig
 from denoizarr.pipeline.plan import plan
 from denoizarr.stores.images import as_image
+from denoizarr.training.noise_kernel import NoiseKernel
+from denoizarr.training.options import TrainingOptions
 from tests.end_to_end.jobs import scan_noise
 
 
@@ -86,3 +92,58 @@ def test_what_a_kill_leaves_of_the_first_write_is_not_complete(tmp_path):
 def test_names_are_unique_whatever_they_are():
     images = [as_image(np.zeros((4, 4))).rename(name) for name in ("a-3", "a", "a", "a")]
     assert unique_names(images) == ("a-3", "a", "a-2", "a-4")
+
+
+def test_the_network_that_is_planned_is_the_one_that_is_trained(job, tmp_path):
+    deep = scan_noise((16, 128, 128))
+    save_image(deep, tmp_path / "deep.ome.zarr", levels=1)
+    stage = {"features": 4, "num_layers": 2, "patch_size": 32}
+    found = {}
+    for name, more in (
+        ("plain", {}),
+        ("n2v2", {"n2v2": True}),
+        ("deeper", {"num_layers": 3}),
+        ("3D", {"patch_size": [8, 32, 32]}),
+    ):
+        settings = {"input": str(tmp_path / "deep.ome.zarr"), "output": {"url": str(tmp_path / "run")}}
+        settings["output"] |= {"chunks": [4, 64, 64], "shards": [4, 64, 64]}
+        checked = check_job(JobConfig.load({**settings, "run_stage2": False, "stage1": {**stage, **more}}))
+        found[name] = checked.predictions[0].bytes_read
+        assert not plan({**settings, "stage1": {**stage, **more}, "run_stage2": False}).problems
+    # Halos of 24, 32 and 48 pixels around blocks of 64 of 128; in 3D around 4 of 16 planes, too.
+    planes = 16 * 4 * 2
+    for name, halo in (("plain", 24), ("deeper", 48)):
+        assert found[name] == planes * (64 + halo) ** 2
+    assert found["plain"] < found["n2v2"] <= found["deeper"]
+    assert found["3D"] == 4 * 4 * 2 * 16 * (64 + 24) ** 2
+
+
+def test_targets_are_part_of_what_a_job_is(job, tmp_path):
+    identities = []
+    for seed in (1, 2):
+        save_image(scan_noise((2, 128, 128), seed), tmp_path / f"target{seed}.ome.zarr", levels=1)
+        target = str(tmp_path / f"target{seed}.ome.zarr")
+        checked = check_job(JobConfig.load({**job, "target": target}))
+        assert checked.stage2 is None
+        identities.append(identity_of(checked))
+    assert identities[0] != identities[1]
+    assert not plan({**job, "target": target}).problems
+
+
+def test_predicted_pixels_are_counted_in_the_whole_patch():
+    kernel = NoiseKernel(np.ones((1, 5), bool), np.ones((1, 5)), np.zeros((1, 5)))
+    few = {"mask_percentage": 0.3, "num_layers": 1}
+    check_kernel_file(kernel, TrainingOptions(patch_size=(8, 16, 16), **few), "kernel.npy")
+    with pytest.raises(BadRequest, match="not one pixel a patch"):
+        check_kernel_file(kernel, TrainingOptions(patch_size=(16, 16), **few), "kernel.npy")
+
+
+def test_a_kernel_that_is_wider_than_the_patch_is_cut_where_it_was_measured():
+    mask = np.ones((1, 49), bool)
+    kernel = NoiseKernel(mask, np.ones((1, 49)), np.zeros((1, 49)))
+    wide = fitting_blind_spots(kernel, TrainingOptions(patch_size=64, mask_percentage=0.5))
+    assert (wide.mask.shape, wide.warnings) == ((1, 49), ())
+    narrow = fitting_blind_spots(kernel, TrainingOptions(patch_size=(8, 32, 32), mask_percentage=0.5))
+    assert narrow.mask.shape == (1, 31)
+    assert narrow.mask.all()
+    assert "1 x 49 pixels was cut to 1 x 31" in narrow.warnings[0]

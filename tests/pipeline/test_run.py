@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from denoizarr.errors import LedgerMismatch
+from denoizarr.errors import BadRequest, LedgerMismatch
 from denoizarr.images.save import save_image
 from denoizarr.pipeline import demo as demo_module
 from denoizarr.pipeline.plan import plan
@@ -111,3 +111,10 @@ def test_the_demo_prints_a_row_for_each_image(tmp_path, monkeypatch):
     table = demo_module.score_table(tmp_path)
     assert [line[:8].strip() for line in table.splitlines()[1:4]] == ["noisy", "stage 1", "stage 2"]
     assert summary.destination in table
+
+
+def test_a_job_is_not_for_torchrun(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BadRequest, match=r"one process.*WORLD_SIZE"):
+        run_pipeline(job_of(tmp_path, scan_noise((1, 96, 96))), progress=False)
+    assert not (tmp_path / "run").exists()

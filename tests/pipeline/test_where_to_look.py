@@ -7,8 +7,9 @@ import pytest
 
 from denoizarr.errors import ConfigError
 from denoizarr.images.save import save_image
+from denoizarr.pipeline.checked_job import check_job
 from denoizarr.pipeline.config import JobConfig
-from denoizarr.pipeline.plan import check_job, plan
+from denoizarr.pipeline.plan import plan
 from denoizarr.pipeline.run import run_pipeline
 from denoizarr.selection.filters import MaskPatchFilter, MeanStdPatchFilter
 from denoizarr.selection.patch_index import PatchIndex

@@ -77,6 +77,7 @@ def write_run(
     patch_filter: bool = True,
     denoised: bool = True,
     keep_stage1: bool = False,
+    patch: tuple[int, ...] = (PATCH, PATCH),
 ) -> Path:
     """Write inputs and a run folder; return the run folder."""
     run = folder / "run"
@@ -98,7 +99,7 @@ def write_run(
     images = [open_image(url) for url in inputs]
     chosen = ShannonPatchFilter() if patch_filter else None
     settings = checked_settings(
-        images, (PATCH, PATCH), patch_filter=chosen, mask=None, roi=None, filtered_patch_prob=0.1, seed=0
+        images, patch, patch_filter=chosen, mask=None, roi=None, filtered_patch_prob=0.1, seed=0
     )
     scores = []
     for name, image in zip(names, images, strict=True):

@@ -4,18 +4,24 @@ import base64
 import html
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import yaml
 
 from denoizarr.errors import BadRequest, ImageNotFound, NoSpace
 from denoizarr.report import page as page_module
 from denoizarr.report import sections
 from denoizarr.report.page import write_report
+from denoizarr.report.patch_planes import origins_near
+from denoizarr.report.planes import image_pairs, read_planes
+from denoizarr.selection.patch_index import PatchIndex
 from denoizarr.stores import locations
 from denoizarr.stores.records import read_json, write_json
 
+PATCH = 16
 FIGURES = {"comparison", "patches", "filter_map", "training", "noise_kernel", "residual"}
 
 
@@ -356,3 +362,46 @@ def test_nothing_there_and_something_else_there_are_refused(tmp_path):
         write_report(tmp_path / "nothing")
     with pytest.raises(BadRequest, match="not a run folder"):
         write_report(tmp_path)
+
+
+def test_a_run_with_a_target_says_so(make_run):
+    run = make_run(stages=("stage1",), kernel=None)
+    job = yaml.safe_load((run / "job.yaml").read_text())
+    (run / "job.yaml").write_text(yaml.safe_dump({**job, "target": {"url": "/somewhere/clean.ome.zarr"}}))
+    text = words_of(read(write_report(run)))
+    assert "The network was trained to predict the target image" in text
+    assert "with a target" in text
+    assert "Training with a target. " in text
+    assert "a target was given" in text
+    for wrong in ("Stage 2 was not asked for", "random noise", "Little noise was removed"):
+        assert wrong not in text
+
+
+def test_sample_predictions_of_the_first_and_the_last_epoch_are_shown(make_run):
+    run = make_run()
+    for stage, epochs in (("stage1", (1, 2, 10)), ("stage2", (1,))):
+        (run / stage / "samples").mkdir()
+        for epoch in epochs:
+            (run / stage / "samples" / f"epoch-{epoch:04d}.png").write_bytes(b"\x89PNG of %d" % epoch)
+    write_report(run)
+    shown = {path.stem: path.read_bytes() for path in (run / "figures").glob("samples_*.png")}
+    assert shown == {
+        "samples_stage1_epoch-0001": b"\x89PNG of 1",
+        "samples_stage1_epoch-0010": b"\x89PNG of 10",
+        "samples_stage2_epoch-0001": b"\x89PNG of 1",
+    }
+    assert base64.b64encode(b"\x89PNG of 10").decode() in (run / "report.html").read_text()
+
+
+def test_volumes_as_patches_are_drawn_where_they_pass_through_the_plane(make_run):
+    run = make_run(patch=(2, PATCH, PATCH))
+    write_report(run)
+    assert {"patches", "filter_map"} <= {path.stem for path in (run / "figures").glob("*.png")}
+    planes = read_planes(image_pairs(str(run), yaml.safe_load((run / "job.yaml").read_text()), {})[0])
+    index = PatchIndex.open(str(run / "stage1" / "index.zarr"))
+    drawn = index.sample(40_000, 0)
+    assert set(drawn[:, 0]) == {0, 1}
+    for z, passing in ((0, {0}), (1, {0, 1}), (2, {1})):
+        origins, _ = origins_near(index, replace(planes, position={"z": z}))
+        expected = drawn[np.isin(drawn[:, 0], list(passing)), 1:] - planes.corner
+        np.testing.assert_array_equal(origins, expected)

@@ -1,12 +1,17 @@
-"""Verbs for models: train, predict."""
+"""Verbs for models: train, predict, export."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .app import Debug, Json, Overwrite, app, say, told
+from .looking import patch_of
+
+if TYPE_CHECKING:
+    from denoizarr.selection.patch_index import PatchIndex
 
 
 @app.command()
@@ -16,22 +21,53 @@ def train(
     index: Annotated[
         str | None, typer.Option(help="A saved patch index; by default every cell counts alike.")
     ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="What to learn to predict, one for each image: supervised, or Noise2Noise."),
+    ] = None,
     kernel: Annotated[
         str | None, typer.Option(help="A noise kernel (.json or .npy) to hide: structN2V.")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Number of epochs.")] = 10,
     patch_size: Annotated[
-        int | None, typer.Option(help="In pixels, y and x; default the index's, or 64.")
+        str | None,
+        typer.Option(help="In voxels: 64 or 64,64, plane by plane, or 16,64,64; default the index's, or 64."),
     ] = None,
+    epochs: Annotated[int, typer.Option(help="Number of epochs, at most.")] = 10,
     patches_per_epoch: Annotated[
         int | None, typer.Option(help="Default: as the index holds, 1024 to 4096.")
     ] = None,
+    batch_size: Annotated[int, typer.Option(help="Patches per step.")] = 8,
     mask_percentage: Annotated[float, typer.Option(help="Predicted pixels, per cent of a patch.")] = 1.5,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="What hidden pixels become: uniform (the default), median (with --n2v2), mean, zero or "
+            "random; or 0, 1, 2 for the last three."
+        ),
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(help="At the start.")] = 1e-3,
+    features: Annotated[int, typer.Option(help="Channels of the network's finest level.")] = 32,
+    depth: Annotated[int, typer.Option(help="How often the network halves its input.")] = 2,
+    n2v2: Annotated[bool, typer.Option("--n2v2", help="Noise2Void 2's network and median filling.")] = False,
+    early_stopping: Annotated[
+        int | None, typer.Option(help="Stop after so many epochs without a better validation loss.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, patches and blind spots.")] = 0,
+    precision: Annotated[str, typer.Option(help="Of the steps: float32 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Folder of the state to resume from; default OUT.checkpoints.")
+    ] = None,
+    log: Annotated[str | None, typer.Option(help="A CSV file with a row for each epoch.")] = None,
+    samples: Annotated[
+        str | None, typer.Option(help="A folder for a picture of sample predictions after each epoch.")
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Train a blind-spot network on noisy images; run again to resume from the last epoch.
+    """Train on noisy images, or on images and targets; run again to resume where it was stopped.
+
+    On several GPUs: `torchrun --standalone --nproc-per-node 2 -m denoizarr.cli train ...`
 
     Example: `denoizarr train stack.ome.zarr --out model.safetensors`
     """
@@ -40,22 +76,67 @@ def train(
     from denoizarr.training.options import TrainingOptions
     from denoizarr.training.trainer import train as run_train
 
+    if target and kernel:
+        raise typer.BadParameter("a target needs no blind spots", param_hint="--kernel")
     found = None if index is None else PatchIndex.open(index)
     denoiser = run_train(
         list(url),
         found,
+        target=target or None,
         blind_spot=None if kernel is None else NoiseKernel.load(kernel).mask,
         options=TrainingOptions(
-            patch_size=patch_size or (64 if found is None else found.plane_patch),
+            patch_size=_patch_size(patch_size, found),
             num_epochs=epochs,
             patches_per_epoch=patches_per_epoch,
+            batch_size=batch_size,
             mask_percentage=mask_percentage,
+            masking_strategy=_strategy(strategy, n2v2),
+            learning_rate=learning_rate,
+            features=features,
+            num_layers=depth,
+            n2v2=n2v2,
+            early_stopping=early_stopping,
             seed=seed,
+            precision=precision,  # type: ignore[arg-type]  # the options check it and say what it may be
+            device=device,
         ),
-        checkpoint=f"{out.removesuffix('.safetensors')}.checkpoints",
+        checkpoint=checkpoint or f"{out.removesuffix('.safetensors')}.checkpoints",
+        log=log,
+        samples=samples,
     )
+    if os.environ.get("RANK", "0") != "0":
+        return  # under torchrun all processes come out with the same model, and the first writes it
     where = denoiser.save(out)
     say(f"model {where}", {"model": where, "digest": denoiser.digest, "training": denoiser.training}, as_json)
+
+
+def _patch_size(text: str | None, index: PatchIndex | None) -> Any:
+    if text is not None:
+        return patch_of(text)
+    return 64 if index is None else tuple(index.patch_size)
+
+
+def _strategy(text: str | None, n2v2: bool) -> str | int:
+    if text is None:
+        return "median" if n2v2 else "uniform"
+    return int(text) if text.isdecimal() else text
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A model file.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The package, a .zip file.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """A model as a package of the BioImage Model Zoo, which other programs load.
+
+    Example: `denoizarr export model.safetensors model.zip`
+    """
+    from denoizarr.training.denoiser import Denoiser
+
+    where = str(Denoiser.load(model).export_bioimageio(out))
+    say(f"package {where}", {"package": where}, as_json)
 
 
 @app.command()

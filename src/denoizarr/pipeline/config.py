@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from denoizarr.errors import ConfigError, ImageNotFound
 from denoizarr.stores import locations
+
+from .config_errors import as_config_error, yaml_problem
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -22,7 +23,7 @@ class _Section(BaseModel):
 
 
 class InputSettings(_Section):
-    """What to denoise: ``url`` (a path, or a glob of several images) or ``urls``."""
+    """What to denoise, or what to learn from: ``url`` (a path, or a glob of several images) or ``urls``."""
 
     url: str | None = None
     urls: tuple[str, ...] | None = None
@@ -40,6 +41,15 @@ class InputSettings(_Section):
     def sources(self) -> tuple[str, ...]:
         """The URLs as given, globs unexpanded."""
         return self.urls or ((self.url,) if self.url is not None else ())
+
+    def resolved(self, base: Path) -> InputSettings:
+        """Return the same with absolute paths, counted from ``base``."""
+        return self.model_copy(
+            update={
+                "url": None if self.url is None else _absolute(self.url, base),
+                "urls": self.urls and tuple(_absolute(url, base) for url in self.urls),
+            }
+        )
 
 
 class OutputSettings(_Section):
@@ -88,26 +98,34 @@ class PatchFilterSettings(_Section):
 
 
 class StageSettings(_Section):
-    """How one stage is trained."""
+    """How one stage is trained: the trainer's options, and where it draws its patches."""
 
-    patch_size: Annotated[int, Field(ge=8)] | tuple[Positive, Positive] = 64
+    patch_size: int | tuple[int, ...] = 64
     batch_size: Positive = 8
     num_epochs: Positive = 10
     patches_per_epoch: Positive | None = 2048
+    patches_per_image: Positive | None = None
     mask_percentage: Annotated[float, Field(gt=0, le=50)] = 1.5
     masking_strategy: Literal["uniform", "median", "mean", "zero", "random", 0, 1, 2] = "uniform"
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    separate_masks: bool = False
+    loss: Literal["mse", "mae"] = "mse"
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    early_stopping: Positive | None = None
     features: Positive = 32
     num_layers: Annotated[int, Field(ge=1, le=6)] = 2
+    norm: Literal["batch", "none"] = "none"
+    upsampling: Literal["nearest", "transposed"] = "nearest"
+    n2v2: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
     precision: Literal["float32", "bfloat16"] = "float32"
-
-    @field_validator("patch_size", mode="before")
-    @classmethod
-    def _planar(cls, value: Any) -> Any:
-        if isinstance(value, list | tuple) and len(value) == 3:
-            raise ValueError("3D patches are not trained on in this version: one int, or y and x")
-        return value
+    augment: bool = True
+    validation_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    validation_patches: Positive = 128
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
+    compile: bool = False
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
 
     use_roi: bool = False
     select_background: bool = True
@@ -118,9 +136,26 @@ class StageSettings(_Section):
     roi_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     roi_background: Literal["dark", "bright"] = "dark"
 
+    @field_validator("patch_size", mode="before")
+    @classmethod
+    def _one_two_or_three(cls, value: Any) -> Any:
+        sizes = value if isinstance(value, list | tuple) and len(value) in (2, 3) else (value,)
+        if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes):
+            raise ValueError("in voxels: one int, or y and x, or z, y and x")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _patches_by_image(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or data.get("patches_per_image") is None:
+            return data
+        if data.get("patches_per_epoch") is not None:
+            raise ValueError("patches_per_image and patches_per_epoch both say how long an epoch is")
+        return {**data, "patches_per_epoch": None}
+
     @property
-    def patch_shape(self) -> tuple[int, int]:
-        """The patch as (y, x)."""
+    def patch_shape(self) -> tuple[int, ...]:
+        """The patch as (y, x) or (z, y, x)."""
         return (self.patch_size, self.patch_size) if isinstance(self.patch_size, int) else self.patch_size
 
 
@@ -164,6 +199,7 @@ class JobConfig(_Section):
 
     input: InputSettings
     output: OutputSettings
+    target: InputSettings | None = None
     run_stage1: bool = True
     run_stage2: bool = True
     patch_filter: PatchFilterSettings = PatchFilterSettings()
@@ -172,7 +208,18 @@ class JobConfig(_Section):
     extractor: ExtractorSettings = ExtractorSettings()
     cluster: ClusterJobSettings = ClusterJobSettings()
 
-    @field_validator("input", "output", mode="before")
+    @model_validator(mode="before")
+    @classmethod
+    def _one_stage_with_a_target(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or data.get("target") is None:
+            return data
+        if data.get("run_stage2"):
+            raise ValueError("a target trains one stage, without blind spots: leave run_stage2 out")
+        if data.get("run_stage1") is False:
+            raise ValueError("a target trains stage 1: leave run_stage1 on")
+        return {**data, "run_stage2": False}
+
+    @field_validator("input", "output", "target", mode="before")
     @classmethod
     def _bare_url(cls, value: Any) -> Any:
         return {"url": value} if isinstance(value, str) else value
@@ -215,7 +262,7 @@ class JobConfig(_Section):
             RecursionError,
         ) as error:  # a date like 2024-13-45 is a ValueError
             raise ConfigError(
-                "the job file is not YAML", where=str(config), got=_yaml_problem(error)
+                "the job file is not YAML", where=str(config), got=yaml_problem(error)
             ) from error
         if not isinstance(data, dict):
             raise ConfigError(
@@ -231,16 +278,11 @@ class JobConfig(_Section):
         try:
             job = cls.model_validate(data)
         except ValidationError as error:
-            raise _as_config_error(error, where) from error
+            raise as_config_error(error, where, cls) from error
         return job.resolved(base)
 
     def resolved(self, base: Path) -> JobConfig:
         """Return the job with every path made absolute, counted from ``base``."""
-        given = self.input.model_dump()
-        given["url"] = None if self.input.url is None else _absolute(self.input.url, base)
-        given["urls"] = (
-            None if self.input.urls is None else tuple(_absolute(u, base) for u in self.input.urls)
-        )
         mask = self.stage2.mask_file_path
         masks = self.patch_filter.mask
         absolute = (
@@ -251,7 +293,8 @@ class JobConfig(_Section):
         return self.model_copy(
             update={
                 "patch_filter": self.patch_filter.model_copy(update={"mask": absolute}),
-                "input": InputSettings(**given),
+                "input": self.input.resolved(base),
+                "target": None if self.target is None else self.target.resolved(base),
                 "output": self.output.model_copy(update={"url": _absolute(self.output.url, base)}),
                 "stage2": self.stage2.model_copy(
                     update={"mask_file_path": None if mask is None else _absolute(mask, base)}
@@ -265,77 +308,13 @@ class JobConfig(_Section):
         return text
 
     def identity(self) -> dict[str, Any]:
-        """Return what of the job decides the bytes of its outputs: all but who does the work."""
+        """Return what of the job decides the bytes of its outputs: all but who does the work, and when."""
         body = self.model_dump(mode="json", exclude={"cluster": {"kind", "workers", "address"}})
         body["output"].pop("url")
+        for stage in ("stage1", "stage2"):
+            body[stage].pop("checkpoint_minutes")
         return body
 
 
 def _absolute(url: str, base: Path) -> str:
     return url if "://" in url else str((base / Path(url).expanduser()).absolute())
-
-
-def _yaml_problem(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return problem if mark is None else f"{problem} in line {mark.line + 1}, column {mark.column + 1}"
-
-
-def _as_config_error(error: ValidationError, where: str) -> ConfigError:
-    """Turn pydantic's first finding into one line of ours."""
-    finding = error.errors(include_url=False)[0]
-    place = [
-        str(part)
-        for part in finding["loc"]
-        if not str(part).startswith(("literal[", "constrained-", "function-"))
-    ]
-    dotted = ".".join(place) or "the job"
-    if finding["type"] == "extra_forbidden":
-        known = _keys_at(place[:-1])
-        exact = [] if place[-1] not in _keys_anywhere() else _near_elsewhere(place[-1])
-        near = exact or difflib.get_close_matches(place[-1], known, 1, cutoff=0.5)
-        near = near or _near_elsewhere(place[-1])
-        return ConfigError(
-            f"unknown key {dotted!r}",
-            where=where,
-            expected=None if near else f"one of {', '.join(known)}",
-            remedy=f"did you mean {near[0]!r}?" if near else None,
-        )
-    if finding["type"] == "missing":
-        return ConfigError(
-            f"the key {dotted!r} is missing", where=where, remedy="a job needs input.url and output.url"
-        )
-    message = finding["msg"].removeprefix("Value error, ")
-    value = finding.get("input")
-    shown = None if isinstance(value, dict | BaseModel) else repr(value)
-    return ConfigError(f"{dotted}: {message}", where=where, got=shown)
-
-
-def _section_at(place: Sequence[str]) -> type[BaseModel] | None:
-    model: type[BaseModel] = JobConfig
-    for part in place:
-        field = model.model_fields.get(part)
-        if field is None or not (
-            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        ):
-            return None
-        model = field.annotation
-    return model
-
-
-def _keys_at(place: Sequence[str]) -> list[str]:
-    section = _section_at(place)
-    return [] if section is None else list(section.model_fields)
-
-
-def _keys_anywhere() -> set[str]:
-    return {key for section in JobConfig.model_fields for key in _keys_at([section])}
-
-
-def _near_elsewhere(name: str) -> list[str]:
-    """Return the dotted name of the nearest key of any section."""
-    dotted = {
-        key: f"{section}.{key}" for section in reversed(JobConfig.model_fields) for key in _keys_at([section])
-    }
-    dotted |= {name: name for name in JobConfig.model_fields}
-    return [dotted[near] for near in difflib.get_close_matches(name, dotted, 1)]

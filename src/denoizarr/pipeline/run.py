@@ -11,6 +11,7 @@ A step is done when its last, atomic write is there: a record, a model file, a s
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from denoizarr.engine.cluster import ClusterSettings, open_client, usable_cores
 from denoizarr.engine.driver_lock import only_driver
 from denoizarr.engine.ledger import Ledger
 from denoizarr.engine.summary import RunSummary, added
-from denoizarr.errors import EmptyIndex, ImageNotFound, MetadataError
+from denoizarr.errors import BadRequest, EmptyIndex, ImageNotFound, MetadataError
 from denoizarr.images.output import is_complete
 from denoizarr.inference.predict import predict
 from denoizarr.inference.prediction import parse_bytes
@@ -43,8 +45,8 @@ from denoizarr.training.options import TrainingOptions
 from denoizarr.training.structure import StructuralNoiseExtractor
 from denoizarr.training.trainer import train
 
-from .config import JobConfig
-from .plan import (
+from .blind_spots import fitting_blind_spots
+from .checked_job import (
     CheckedJob,
     check_job,
     destination_of,
@@ -52,8 +54,8 @@ from .plan import (
     ledger_of,
     output_options,
     reader_identities,
-    stage2_percentage,
 )
+from .config import JobConfig
 from .where_to_look import places_of
 
 _LOG = logging.getLogger(__name__)
@@ -123,6 +125,7 @@ def run_pipeline(config: JobConfig | Mapping[str, Any] | str | Path, *, progress
         Run again when the cause is mended.
     """
     started = time.monotonic()
+    _refuse_several_processes()
     checked = check_job(JobConfig.load(config))
     ledger = Ledger.claim(ledger_of(checked.job), identity_of(checked))
     with only_driver(ledger.url), _lazy_client(_cluster_of(checked)) as client_of:
@@ -131,6 +134,18 @@ def run_pipeline(config: JobConfig | Mapping[str, Any] | str | Path, *, progress
         summary = replace(summary, seconds=round(time.monotonic() - started, 3))
         _finish(run, summary)
     return summary
+
+
+def _refuse_several_processes() -> None:
+    """Refuse torchrun: its other processes would wait for ever, or write the same run folder."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count != "1":
+        raise BadRequest(
+            "a job runs in one process, and on a cluster from there",
+            where="WORLD_SIZE",
+            got=count,
+            remedy="start it without torchrun; train with several GPUs by denoizarr train, then predict",
+        )
 
 
 def _run_steps(run: _Run) -> RunSummary:
@@ -243,14 +258,9 @@ def _stage2(run: _Run, normalisation: Normalisation, kernel: NoiseKernel | None)
     options = run.checked.stage2
     if options is None or kernel is None or kernel.is_single_pixel:
         return None
-    percentage = stage2_percentage(options, kernel)
-    if percentage < options.mask_percentage:
-        run.warnings.append(
-            f"Stage 2 predicted {percentage:.3g} % of the pixels, not {options.mask_percentage:.3g} %: "
-            f"the kernel has {int(kernel.mask.sum())} pixels, and more would hide over half of a patch."
-        )
-        options = replace(options, mask_percentage=percentage)
-    return _train(run, "stage2", options, normalisation, kernel)
+    fitting = fitting_blind_spots(kernel, options)
+    run.warnings += fitting.warnings
+    return _train(run, "stage2", fitting.options, normalisation, fitting.mask)
 
 
 def _train(
@@ -258,7 +268,7 @@ def _train(
     stage: str,
     options: TrainingOptions,
     normalisation: Normalisation,
-    kernel: NoiseKernel | None,
+    blind_spot: NDArray[np.bool_] | None,
 ) -> Denoiser:
     url = run.path(stage, "model.safetensors")
     if locations.exists(url):
@@ -269,15 +279,17 @@ def _train(
         denoiser = train(
             list(run.checked.images),
             index,
-            blind_spot=None if kernel is None else kernel.mask,
+            target=list(run.checked.targets) or None,
+            blind_spot=blind_spot,
             options=options,
             checkpoint=run.path(stage, "checkpoints"),
             log=run.path(stage, "train.csv"),
+            samples=run.path(stage, "samples"),
             normalisation=normalisation,
             progress=run.progress,
         )
         denoiser.save(url)
-        entry["note"] = f"{options.num_epochs} epochs"
+        entry["note"] = f"{denoiser.training['epochs']} epochs"
     return denoiser
 
 

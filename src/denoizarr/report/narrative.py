@@ -43,7 +43,12 @@ def lead_of(folder: RunFolder, pairs: list[ImagePair], findings: Findings | None
         )
     if folder.kernel is not None:
         sentences.append(kernel_sentence(folder))
-    if folder.stage("stage2") is None and (folder.kernel is None or not folder.kernel.is_single_pixel):
+    if folder.has_target:
+        sentences.append(
+            "The network was trained to predict the target image, voxel by voxel, not from the noisy image "
+            "alone; grey levels are the target's."
+        )
+    elif folder.stage("stage2") is None and (folder.kernel is None or not folder.kernel.is_single_pixel):
         asked = folder.job.get("run_stage2") is not False
         sentences.append(
             "Stage 2, which removes structured noise, did not run."
@@ -94,9 +99,8 @@ def facts_of(folder: RunFolder, findings: Findings | None) -> list[Fact]:
             )
         )
     if folder.stages:
-        facts.append(
-            Fact("Trained", " and ".join(stage.name.replace("stage", "stage ") for stage in folder.stages))
-        )
+        stages = " and ".join(stage.name.replace("stage", "stage ") for stage in folder.stages)
+        facts.append(Fact("Trained", "with a target" if folder.has_target else stages))
     channel = _first_channel(folder.statistics)
     low, high = number_in(channel, "minimum"), number_in(channel, "maximum")
     if low is not None and high is not None:
@@ -132,7 +136,7 @@ def warnings_of(folder: RunFolder, findings: Findings | None) -> list[str]:
             f"{words.plural(failed, 'block')} failed: the result is not complete. Run the same job again."
         )
     if findings is not None:
-        found += _doubts(findings)
+        found += [] if folder.has_target else _doubts(findings)
         found += [f"Not shown: {problem}." for problem in findings.planes.problems]
     found += list(dict.fromkeys(folder.missing.values()))
     return found

@@ -109,7 +109,7 @@ def _findings(folder: RunFolder, pairs: list[ImagePair]) -> Findings | None:
     if not pairs:
         return None
     index = next((stage.index for stage in folder.stages if stage.index is not None), None)
-    align = (1, 1) if index is None else (int(index.patch_size[0]), int(index.patch_size[1]))
+    align = (1, 1) if index is None else (int(index.patch_size[-2]), int(index.patch_size[-1]))
     settings = folder.job.get("patch_filter")
     channel = int(number_in(settings, "ref_channel") or 0) if isinstance(settings, Mapping) else 0
     planes = attempt(

@@ -74,9 +74,12 @@ def origins_near(index: PatchIndex, planes: Planes) -> tuple[np.ndarray[Any, Any
         # Of several images, the first is shown.
         drawn = drawn[drawn[:, 0] == 0, 1:]
     distance = np.zeros(len(drawn))
+    depth = index.patch_size[0] if len(index.patch_size) == 3 else 1
     for column, dim in enumerate(leading):
-        distance = np.maximum(distance, np.abs(drawn[:, column] - planes.position[dim]))
-    size = np.array(index.patch_size)
+        first, position = drawn[:, column], planes.position[dim]
+        last = first + (depth - 1 if dim == "z" else 0)
+        distance = np.maximum(distance, np.maximum(np.maximum(first - position, position - last), 0))
+    size = np.array(index.patch_size[-2:])
     corners = drawn[:, -2:] - np.array(planes.corner)
     inside = ((corners >= 0) & (corners + size <= np.array(planes.raw.shape))).all(axis=1)
     corners, distance = corners[inside], distance[inside]
@@ -100,8 +103,9 @@ def filter_plane(run: RunFolder, index: PatchIndex, planes: Planes) -> FilterPla
     name = _filter_name(index.settings)
     if name is None:
         return None
-    patch = (int(index.patch_size[0]), int(index.patch_size[1]))
-    scores = _scores(_map_url(run), name, planes, patch)
+    patch = (int(index.patch_size[-2]), int(index.patch_size[-1]))
+    depth = int(index.patch_size[0]) if len(index.patch_size) == 3 else 1
+    scores = _scores(_map_url(run), name, planes, patch, depth)
     if scores is None:
         return None
     maps = dict(zip(_LABELS[name], scores, strict=True))
@@ -145,15 +149,18 @@ def _filter_name(settings: Mapping[str, Any]) -> str | None:
     return value if isinstance(value, str) and value in _LABELS else None
 
 
-def _scores(url: str, name: str, planes: Planes, patch: tuple[int, int]) -> np.ndarray[Any, Any] | None:
+def _scores(
+    url: str, name: str, planes: Planes, patch: tuple[int, int], depth: int
+) -> np.ndarray[Any, Any] | None:
     """Read the cells' scores over what is shown: one plane for each value of the score."""
     if not locations.exists(url):
         return None
     cells = open_cells(url, name)
     if cells is None:
         raise BadRequest("no such score in the filter map", where=url, got=name)
+    place = {dim: at // depth if dim == "z" else at for dim, at in planes.position.items()}
     index = [
-        slice(None) if dim == "statistic" else _only(planes.position.get(dim, 0) if size > 1 else 0)
+        slice(None) if dim == "statistic" else _only(place.get(dim, 0) if size > 1 else 0)
         for dim, size in zip(cells.dims[:-2], cells.shape[:-2], strict=True)
     ]
     with locations.translated(url):

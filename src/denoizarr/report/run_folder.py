@@ -20,6 +20,7 @@ from denoizarr.training.noise_kernel import NoiseKernel
 T = TypeVar("T")
 
 STAGE_TITLES = {"stage1": "Stage 1: random noise", "stage2": "Stage 2: structured noise"}
+_TARGET_TITLE = "Training with a target"
 _SECRET = ("secret", "token", "password", "credential", "access_key", "account_key")
 
 
@@ -35,12 +36,15 @@ class Stage:
         ``train.csv`` as text.
     index : PatchIndex or None
         Where its patches came from.
+    samples : tuple of str
+        Pictures of sample predictions, the first epoch's and the last's.
     """
 
     name: str
     title: str
     rows: list[dict[str, str]]
     index: PatchIndex | None
+    samples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,11 @@ class RunFolder:
     stages: tuple[Stage, ...]
     kernel: NoiseKernel | None
     missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def has_target(self) -> bool:
+        """Whether the network was trained to predict a target, not from the noisy image alone."""
+        return bool(self.job.get("target"))
 
     def stage(self, name: str) -> Stage | None:
         """Return a stage by its folder's name, or None if it did not run."""
@@ -100,7 +109,8 @@ def open_run(url: str | Path) -> RunFolder:
         raise BadRequest(
             "not a run folder", where=locations.redact(where), expected="job.yaml or summary.json in it"
         )
-    stages = [_stage(where, name, missing) for name in STAGE_TITLES]
+    titles = STAGE_TITLES | ({"stage1": _TARGET_TITLE} if job and job.get("target") else {})
+    stages = [_stage(where, name, title, missing) for name, title in titles.items()]
     kernel_url = locations.join(where, "noise_kernel.json")
     kernel = None
     if locations.exists(kernel_url):
@@ -162,11 +172,10 @@ def _record(where: str, name: str, missing: dict[str, str]) -> dict[str, Any] | 
     return attempt(missing, name, f"{name}.json", lambda: read_json(locations.join(where, f"{name}.json")))
 
 
-def _stage(where: str, name: str, missing: dict[str, str]) -> Stage | None:
+def _stage(where: str, name: str, title: str, missing: dict[str, str]) -> Stage | None:
     folder = locations.join(where, name)
     if not locations.exists(folder):
         return None
-    title = STAGE_TITLES[name]
     rows = attempt(
         missing,
         f"{name}.train",
@@ -179,7 +188,12 @@ def _stage(where: str, name: str, missing: dict[str, str]) -> Stage | None:
         f"The patch index of {name}",
         lambda: PatchIndex.open(locations.join(folder, "index.zarr")),
     )
-    return Stage(name, title, rows or [], index)
+    return Stage(name, title, rows or [], index, _samples(locations.join(folder, "samples")))
+
+
+def _samples(folder: str) -> tuple[str, ...]:
+    names = sorted(name for name in locations.list_names(folder) if name.endswith(".png"))
+    return tuple(locations.join(folder, name) for name in dict.fromkeys(names[:1] + names[-1:]))
 
 
 def _rows(url: str) -> list[dict[str, str]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from matplotlib.figure import Figure
@@ -18,12 +20,13 @@ from denoizarr.figures.patches import patch_origins_figure
 from denoizarr.figures.residual import residual_figure
 from denoizarr.figures.training_curves import training_curves_figure
 from denoizarr.selection.patch_index import PatchIndex
+from denoizarr.stores import locations
 
 from .findings import Findings
 from .narrative import kernel_sentence, residual_sentence
 from .patch_planes import filter_plane, how_chosen, origins_near
 from .planes import Planes
-from .run_folder import RunFolder
+from .run_folder import RunFolder, Stage
 
 T = TypeVar("T")
 
@@ -127,7 +130,7 @@ def _patches(run: RunFolder, findings: Findings | None) -> Section:
 def _origins_picture(index: PatchIndex, planes: Planes) -> Picture:
     origins, sentence = origins_near(index, planes)
     size = index.patch_size
-    figure = patch_origins_figure(planes.raw, origins, (int(size[0]), int(size[1])), note=sentence)
+    figure = patch_origins_figure(planes.raw, origins, (int(size[-2]), int(size[-1])), note=sentence)
     return _picture(
         "patches", figure, "Outlines of training patches on the image, and some of them enlarged."
     )
@@ -163,15 +166,31 @@ def _training(run: RunFolder) -> Section:
     reasons = tuple(text for key, text in run.missing.items() if key.endswith(".train"))
     if not stages:
         return Section("training", "Training", absent=reasons or ("The run left no training log.",))
-    figure = training_curves_figure(stages)
-    picture = _picture("training", figure, "Training and validation loss and learning rate over epochs.")
-    return Section("training", "Training", (), (picture,), reasons)
+    figure = training_curves_figure(stages, with_target=run.has_target)
+    pictures = [_picture("training", figure, "Training and validation loss and learning rate over epochs.")]
+    absent = list(reasons)
+    for stage in run.stages:
+        pictures += _safely(absent, f"Sample predictions of {stage.name}", partial(_samples, stage)) or []
+    return Section("training", "Training", (), tuple(pictures), tuple(absent))
+
+
+def _samples(stage: Stage) -> list[Picture]:
+    """Return the pictures that training left: after the first epoch and after the last."""
+    return [
+        Picture(
+            f"samples_{stage.name}_{Path(url).stem}",
+            locations.get(url),
+            f"{stage.title}: patches and what the network made of them, {Path(url).stem}.",
+        )
+        for url in stage.samples
+    ]
 
 
 def _kernel(run: RunFolder) -> Section:
     title = "Noise"
     if run.kernel is None:
-        reason = run.missing.get("kernel", "The noise's shape was not measured: the run had no second stage.")
+        why = "a target was given" if run.has_target else "the run had no second stage"
+        reason = run.missing.get("kernel", f"The noise's shape was not measured: {why}.")
         return Section("kernel", title, absent=(reason,))
     kernel = run.kernel
     figure = noise_kernel_figure(

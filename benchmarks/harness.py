@@ -75,7 +75,8 @@ class Row:
     against : str, optional
         The side to compare with; the figure alone without.
     quantity : str
-        ``cpu_seconds`` and ``wall_seconds`` are per unit of work, all else is as reported.
+        ``cpu_seconds`` and ``wall_seconds`` are per unit of work, ``units_per_cpu_second`` is their inverse,
+        all else is as reported.
     goal : (">=" or "<=", number), optional
     faster : bool
         The ratio says how many times less the side needs, not how many times more.
@@ -141,6 +142,8 @@ def run_side(area: str, side: Side, place: Place) -> Result:
 
 def figure(result: Mapping[str, float], quantity: str) -> float:
     """Return a side's figure; not a number where it failed or does not report it."""
+    if quantity == "units_per_cpu_second":
+        return 1 / figure(result, "cpu_seconds")
     value = float(result.get(quantity, float("nan")))
     return value / result.get("units", 1.0) if quantity in ("cpu_seconds", "wall_seconds") else value
 
@@ -185,7 +188,7 @@ def run_group(area: str, group: Group, place: Place, repeats: int) -> dict[str, 
     sides = {
         side.name: {
             "cpu_ns_per_unit": median(1e9 * figure(r[side.name], "cpu_seconds") for r in rounds),
-            "units_per_cpu_second": median(1 / figure(r[side.name], "cpu_seconds") for r in rounds),
+            "units_per_cpu_second": median(figure(r[side.name], "units_per_cpu_second") for r in rounds),
             "wall_seconds": median(r[side.name].get("wall_seconds", float("nan")) for r in rounds),
             "peak_bytes": max(r[side.name].get("peak_bytes", float("nan")) for r in rounds),
         }
@@ -208,6 +211,11 @@ def machine() -> dict[str, Any]:
     return {"python": platform.python_version(), "system": platform.platform(), "cores": os.cpu_count()}
 
 
+def shown(value: float, digits: int = 4) -> str:
+    """Return a number as a table shows it: large ones whole, never with an exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
 def markdown(area: str, measured: Sequence[Mapping[str, Any]], repeats: int) -> str:
     """Return the tables of an area."""
     lines = [f"### {area}", "", f"Medians of {repeats} rounds (smallest to largest); one thread.", ""]
@@ -217,13 +225,17 @@ def markdown(area: str, measured: Sequence[Mapping[str, Any]], repeats: int) -> 
             goal = "" if row["goal"] is None else f"{row['goal'][0]} {row['goal'][1]:g}"
             met = {None: "", True: "yes", False: "**no**"}[row["met"]]
             wall = f"{row['wall_median']:.3g}" if "wall_median" in row else ""
-            value = f"{row['median']:.4g} | {row['min']:.3g} to {row['max']:.3g}"
+            value = f"{shown(row['median'])} | {shown(row['min'], 3)} to {shown(row['max'], 3)}"
             lines.append(f"| {group['title']}: {row['label']} | {value} | {wall} | {goal} | {met} |")
-    lines += ["", "| side | million units per CPU-second | wall seconds | peak MiB |", "|---|---|---|---|"]
+    # Voxels come in millions a second, patches and steps do not.
+    rates = [side["units_per_cpu_second"] for group in measured for side in group["sides"].values()]
+    many = all(rate >= 1e5 for rate in rates if not isnan(rate))
+    units = "million units" if many else "units"
+    lines += ["", f"| side | {units} per CPU-second | wall seconds | peak MiB |", "|---|---|---|---|"]
     for group in measured:
         for name, side in group["sides"].items():
             lines.append(
-                f"| {group['title']}: {name} | {side['units_per_cpu_second'] / 1e6:.4g} "
+                f"| {group['title']}: {name} | {shown(side['units_per_cpu_second'] / (1e6 if many else 1))} "
                 f"| {side['wall_seconds']:.3g} | {side['peak_bytes'] / 2**20:.0f} |"
             )
     return "\n".join(lines) + "\n"

@@ -15,6 +15,55 @@ def patch_filters() -> Any:
     return patch_filter
 
 
+def n2v_config(data_type: str, axes: str, patch: int, batch: int, **others: Any) -> Any:
+    """Return its configuration of Noise2Void: its own defaults where nothing is said.
+
+    The data are loaded in this process, so that the CPU time of loading is seen.
+    """
+    _declare_torchvision()
+    from careamics.config.factories import create_advanced_n2v_config
+
+    settings = {"num_workers": 0, "seed": 1} | others
+    return create_advanced_n2v_config(
+        "benchmark", data_type=data_type, axes=axes, patch_size=[patch, patch], batch_size=batch, **settings
+    )
+
+
+def patches(data: Any, data_type: str, axes: str, patch: int, batch: int) -> Any:
+    """Return its loader of training batches, as its trainer would be given it."""
+    settings = n2v_config(data_type, axes, patch, batch)
+    from careamics.lightning.data.data_module import CareamicsDataModule
+
+    module = CareamicsDataModule(settings.data_config, train_data=data)
+    module.setup("fit")
+    return module.train_dataloader()
+
+
+def trainer(folder: Any, callback: Any, axes: str, patch: int, batch: int, **others: Any) -> Any:
+    """Return its CAREamist for an array in memory.
+
+    Without checkpoints on the way, which cost it time. ``callback(step)`` is called after every step and says
+    whether to go on.
+    """
+    settings = n2v_config(
+        "array",
+        axes,
+        patch,
+        batch,
+        num_epochs=10**6,
+        checkpoint_params={"save_top_k": 0, "save_last": False},
+        **others,
+    )
+    from careamics import CAREamist
+    from lightning.pytorch import Callback
+
+    class AfterStep(Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            trainer.should_stop = not callback(trainer.global_step)
+
+    return CAREamist(settings, work_dir=folder, callbacks=[AfterStep()], enable_progress_bar=False)
+
+
 def _declare_torchvision() -> None:
     """Name the two compiled operators that torchvision describes as it is imported.
 

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -64,6 +66,17 @@ def test_the_cluster_gives_the_same_sequence(image, client, patch_size):
     assert {k: v for k, v in mine.items() if k != "seconds_waited"} == {
         k: v for k, v in its.items() if k != "seconds_waited"
     }
+
+
+@pytest.mark.parametrize("dtype", [">u2", "float16", "float64", "bool"])
+def test_any_dtype_arrives_as_float32(client, tmp_path, dtype):
+    values = np.random.default_rng(0).integers(0, 3, (2, 40, 40)).astype(dtype)
+    path = str(tmp_path / "other.zarr")
+    zarr.create_array(path, shape=values.shape, chunks=(1, 20, 20), dtype=values.dtype)[...] = values
+    image = open_image(path, axes="zyx")
+    found = list(stream_of(image, client, patches_per_epoch=40))
+    assert found[0]["patch"].dtype == torch.float32
+    assert_equal(found, list(stream_of(image, patches_per_epoch=40)))
 
 
 def test_resuming_at_a_batch(image, client):
@@ -184,3 +197,42 @@ def test_a_scheduler_that_goes_away_ends_in_an_error(image, monkeypatch):
     finally:
         client.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("patch-stream")]
+
+
+_RAISES = """
+import sys
+from distributed import Client, LocalCluster
+from denoizarr import PatchStream, build_index, open_image
+
+def main():
+    cluster = LocalCluster(
+        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+    )
+    client = Client(cluster, set_as_default=False)
+    image = open_image(sys.argv[1], axes="zyx")
+    stream = PatchStream(
+        image, build_index(image, 8), batch_size=8, patches_per_epoch=600, client=client, num_epochs=2
+    )
+    globals().update(kept=(cluster, client, stream))  # as a notebook keeps them
+    for _ in stream:
+        if stream._ahead is not None:
+            raise KeyError("the consumer's own error")
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_a_program_that_raises_while_reading_ahead_ends(image, tmp_path):
+    """At the interpreter's end nobody is told any more that a call has ended."""
+    program = tmp_path / "program.py"
+    program.write_text(_RAISES)
+    done = subprocess.run(
+        [sys.executable, str(program), str(image.attrs["url"])],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "the consumer's own error" in done.stderr

@@ -271,7 +271,10 @@ def test_workers_share_an_epoch(stored, monkeypatch):
     assert shares == alone
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker:UserWarning")  # of two cores
+_FEW_CORES = pytest.mark.filterwarnings("ignore:This DataLoader will create . worker:UserWarning")
+
+
+@_FEW_CORES
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
 def test_loader_workers_yield_the_epoch(workers):
     image = noise((3, 64, 64))
@@ -281,6 +284,39 @@ def test_loader_workers_yield_the_epoch(workers):
     loader = DataLoader(stream, batch_size=None, num_workers=workers, **context)
     expected = PatchStream(image, index, batch_size=8, patches_per_epoch=100)
     assert sorted(rows(loader)) == sorted(rows(expected))
+
+
+@_FEW_CORES
+@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("done", [1, 5, 11])
+def test_loader_workers_yield_what_is_left_of_an_epoch(workers, done):
+    image = noise((3, 64, 64))
+    index = build_index(image, 8)
+
+    def stream():
+        return PatchStream(image, index, batch_size=8, patches_per_epoch=100)
+
+    batches = list(stream())
+    resumed = stream()
+    resumed.load_state_dict({"seed": 0, "epoch": 0, "position": done * 8})
+    context = {"multiprocessing_context": "fork"} if workers else {}
+    found = rows(
+        DataLoader(resumed, batch_size=None, num_workers=workers, timeout=60 if workers else 0, **context)
+    )
+    assert sorted(found) == sorted(rows(batches[done:]))
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_worker_does_not_wait_for_what_its_parent_reads_ahead():
+    image = noise((3, 64, 64))
+    index = build_index(image, 8)
+    stream = PatchStream(image, index, batch_size=8, patches_per_epoch=100, num_epochs=3)
+    list(stream)
+    expected = PatchStream(image, index, batch_size=8, patches_per_epoch=100)
+    expected.set_epoch(1)
+    loader = DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    assert sorted(rows(loader)) == sorted(rows(expected))
+    stream.close()
 
 
 _RANK = """
@@ -460,6 +496,20 @@ def test_requests_that_cannot_be_are_refused():
         PatchStream(image, index, batch_size=0)
     with pytest.raises(BadRequest, match="go together"):
         PatchStream(image, index, rank=1)
+    for name, value in (("batch_size", 2.5), ("seed", 2**70), ("seed", -1), ("num_epochs", 0)):
+        with pytest.raises(BadRequest, match=name):
+            PatchStream(image, index, **{name: value})
+    stream = PatchStream(image, index, patches_per_epoch=64)
+    for state in ({"seed": 0}, {"seed": 0, "epoch": 0, "position": 1.5}, None):
+        with pytest.raises(BadRequest, match="not the state of a stream"):
+            stream.load_state_dict(state)
+    for position in (-8, 64):
+        with pytest.raises(BadRequest, match="position"):
+            stream.load_state_dict({"seed": 0, "epoch": 0, "position": position})
+    colours = [noise((3, 40, 40)), noise((1, 40, 40))]
+    colours = [xr.DataArray(c, dims=("c", "y", "x")) for c in colours]
+    with pytest.raises(BadRequest, match="different numbers of channels"):
+        PatchStream(colours, build_index(colours, 8))
     with pytest.raises(BadRequest, match="world_size=0"):
         PatchStream(image, index, rank=0, world_size=0)
     with pytest.raises(BadRequest, match="fewer batches"):

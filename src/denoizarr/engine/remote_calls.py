@@ -14,6 +14,7 @@ from denoizarr.errors import ClusterLost, DenoizarrError
 
 Result = TypeVar("Result")
 
+_LOOK_SECONDS = 1.0
 # How often a call that takes long is asked whether anybody is left to answer it.
 _ASK_SECONDS = 10.0
 # As long as the scheduler itself waits for a worker; see cluster.SETTINGS.
@@ -79,18 +80,27 @@ class RemoteCalls:
         try:
             with _losses_named(remote):
                 self._wait_for(remote)
+                if not threading.main_thread().is_alive():
+                    raise CancelledError
                 result = self._client.gather(remote, direct=True)
             return finish(result)
         finally:
             self._running.discard(remote)
 
     def _wait_for(self, remote: Any) -> None:
-        """Wait for a call to end; without any workers, not for ever."""
+        """Wait for a call to end; not for ever where there are no workers, or where this program ends."""
         ended = threading.Event()
         remote.add_done_callback(lambda _: ended.set())
+        asked = time.monotonic()
         deserted_since: float | None = None
-        while not ended.wait(_ASK_SECONDS):
+        while not ended.wait(_LOOK_SECONDS):
+            # While the interpreter ends distributed tells nobody any more, and this thread would keep it.
+            if remote.done() or not threading.main_thread().is_alive():
+                return
             now = time.monotonic()
+            if now - asked < _ASK_SECONDS:
+                continue
+            asked = now
             deserted_since = None if self._client.nthreads() else deserted_since or now
             if deserted_since is not None and now - deserted_since > _WITHOUT_WORKERS_SECONDS:
                 raise ClusterLost(

@@ -68,7 +68,7 @@ def draw_centres(keys: Tensor, size: tuple[int, ...], percentage: float) -> tupl
     position : list of Tensor of int64, shape (n, boxes)
         The centres' pixels, one tensor per axis; beyond the patch's border too.
     exists : Tensor of bool, shape (n, boxes)
-        Which of them lie in the patch. Rarely two of a patch share a pixel.
+        Which of them lie in the patch. Two of a patch may share a pixel: rarely, where few are asked for.
     """
     grid = box_grid(size, percentage, keys.device)
     drawn = mix(mix(keys + 1)[:, None] ^ grid.number)

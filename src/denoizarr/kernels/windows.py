@@ -29,6 +29,9 @@ def copy_windows(
     into : ndarray of shape (n, c, z, y, x)
         Windows, each one t thick; values are cast to its dtype, which is native and not a 16-bit float.
     """
+    fits = starts + np.array([1, *into.shape[2:]]) <= np.array(block.shape)[[0, 2, 3, 4]]
+    assert into.shape[1] == block.shape[1], f"{into.shape[1]} channels of {block.shape[1]}"
+    assert bool(fits.all()) & bool((starts >= 0).all()), "a window reaches out of its block"
     # No machine code is made for foreign byte orders and 16-bit floats.
     if block.dtype == np.float16:
         block = block.astype(np.float32)

@@ -193,10 +193,8 @@ class PatchIndex:
         flat = np.empty(n, np.int64)
         order = np.argsort(run, kind="stable")
         for group in np.split(order, np.flatnonzero(np.diff(run[order])) + 1) if n else []:
-            number, first = (
-                int(image[group[0]]),
-                (int(run[group[0]]) - self._first_run[image[group[0]]]) * RUN,
-            )
+            number, this_run = int(image[group[0]]), int(run[group[0]])
+            first = (this_run - self._first_run[number]) * RUN
             weights = self.table[self.classes[number].run(first, min(first + RUN, self.classes[number].size))]
             flat[group] = first + weighted_choice(weights, position[group] - before[group])
         origins = np.empty((n, len(self.dims)), np.int64)
@@ -220,7 +218,9 @@ class PatchIndex:
             In [0, 1), for each axis of the patch: where in the range ``-P//2 .. P - P//2 - 1`` around the
             cell's own origin, cut at the image's border. Neighbouring cells' ranges meet and do not overlap
             inside the image: equal weights, equally likely positions. At its border, where a range has
-            half as many positions, they are twice as likely, and more at a short last cell.
+            half as many positions, they are twice as likely. A short last cell keeps the weight of a whole
+            one and leaves its patches few positions: with patches of 64 the last two of 513 are 27 times as
+            likely as others, of 1030 the last 5 ten times.
         within : Box, optional
             Along ``dims``: patches lie in it. It holds the cells' centres and is a patch wide or more.
         """

@@ -33,6 +33,8 @@ from .portions import Images, Piece, Portion, PortionRequest, cutter_of, request
 
 Item: TypeAlias = dict[str, torch.Tensor]
 _DEFAULT_PATCHES = 4096
+# A key of the generator is an unsigned 64-bit integer; states travel through JSON and tensors as signed.
+_HIGHEST_SEED = 2**63 - 1
 
 
 class PatchStream(IterableDataset[Item]):
@@ -87,7 +89,12 @@ class PatchStream(IterableDataset[Item]):
     What is yielded is a function of (seed, epoch, position) alone, not of threads, workers or timing. Each
     pass of iteration is one epoch; the next pass is the next epoch, unless :meth:`set_epoch` says otherwise.
     Workers of a ``DataLoader`` and ranks take consecutive shares of the epoch: a chunk is decoded about once
-    in all of them together; a worker's copy of this object does not tell the original how far it has come.
+    in all of them together. A worker has a copy of this object, which does not tell the original how far it
+    has come: call :meth:`set_epoch` before each pass, or every pass is the same epoch; with
+    ``persistent_workers`` the copies go on by themselves.
+
+    In memory are the patches of two portions (with a client, up to nine), as float32: of each, those of half
+    the resident blocks, or as many as 128 MiB of the images' own dtype hold; and a block for every thread.
     """
 
     def __init__(
@@ -115,9 +122,10 @@ class PatchStream(IterableDataset[Item]):
             ("resident_blocks", resident_blocks),
             ("num_epochs", num_epochs),
         ):
-            if value is not None and value < 1:
-                raise BadRequest("not a positive number", where=name, got=value)
-        self.index, self.batch_size, self.seed = index, batch_size, int(seed)
+            if value is not None:
+                _check_integer(name, value, 1)
+        _check_integer("seed", seed, 0, _HIGHEST_SEED)
+        self.index, self.batch_size, self.seed = index, batch_size, seed
         self.patches_per_epoch = patches_per_epoch or max(min(index.n_patches, _DEFAULT_PATCHES), 1)
         self.resident_blocks, self.num_epochs = resident_blocks, num_epochs
         self._weights = BlockWeights(index)
@@ -154,8 +162,20 @@ class PatchStream(IterableDataset[Item]):
         return {"seed": self.seed, "epoch": self._epoch, "position": self._position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue where :meth:`state_dict` was taken: the next item is the one that would have come next."""
-        self.seed, self._epoch, self._position = (int(state[k]) for k in ("seed", "epoch", "position"))
+        """Continue where :meth:`state_dict` was taken: the next item is the one that would have come next.
+
+        Raises
+        ------
+        BadRequest
+            It is not such a state, or of another ``patches_per_epoch``.
+        """
+        names = ("seed", "epoch", "position")
+        if not isinstance(state, dict) or any(type(state.get(name)) is not int for name in names):
+            raise BadRequest("not the state of a stream", got=state, expected="integers " + ", ".join(names))
+        _check_integer("state_dict position", state["position"], 0, self.patches_per_epoch - 1)
+        _check_integer("state_dict seed", state["seed"], 0, _HIGHEST_SEED)
+        _check_integer("state_dict epoch", state["epoch"], 0, _HIGHEST_SEED)
+        self.seed, self._epoch, self._position = (state[name] for name in names)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -192,19 +212,22 @@ class PatchStream(IterableDataset[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         self._check_process()
-        epoch, position = self._epoch, self._position
-        first, stop = self._share(position)
-        with closing(self._begun(epoch, position)) as begun:
-            for batch in batches_of(begun.portions(self._counts), stop, self.batch_size or 1):
-                if begun.is_all_under_way:
-                    self._read_on_after(epoch)
-                done = batch.first + len(batch.origins)
-                self._counts.patches += len(batch.origins)
-                self._counts.used_bytes += int(np.take(self._cutter.patch_bytes, batch.images).sum())
-                # Counted before the item is handed out: a state taken after it names the next one.
-                following = (epoch, position + done - first) if done < stop else (epoch + 1, 0)
-                self._epoch, self._position = following
-                yield self._item(batch)
+        epoch = self._epoch
+        begin, _, stop = self._share(self._position)
+        try:
+            with closing(self._begun(epoch, self._position)) as begun:
+                for batch in batches_of(begun.portions(self._counts), stop, self.batch_size or 1):
+                    if begun.is_all_under_way:
+                        self._read_on_after(epoch)
+                    done = batch.first + len(batch.origins)
+                    self._counts.patches += len(batch.origins)
+                    self._counts.used_bytes += int(np.take(self._cutter.patch_bytes, batch.images).sum())
+                    # Counted before the item is handed out: a state taken after it names the next one.
+                    self._epoch, self._position = (epoch, done - begin) if done < stop else (epoch + 1, 0)
+                    yield self._item(batch)
+        except BaseException:
+            self.close()  # whoever leaves early may not come back
+            raise
         self._read_on_after(epoch)
 
     def _begun(self, epoch: int, position: int) -> EpochPass:
@@ -226,27 +249,35 @@ class PatchStream(IterableDataset[Item]):
         source: PortionSource = (
             ThreadSource(self._cutter) if self._client is None else ClusterSource(self._cutter, self._client)
         )
-        return EpochPass(source, self._requests(epoch, *self._share(position)))
+        _, first, stop = self._share(position)
+        # Bound here: the plan is made in another thread.
+        settings = (self.patches_per_epoch, self.seed, epoch, self.resident_blocks)
+        return EpochPass(source, self._requests(settings, first, stop))
 
-    def _requests(self, epoch: int, first: int, stop: int) -> Iterator[PortionRequest]:
-        """Yield what to read for patches ``first`` up to ``stop`` of the epoch."""
+    def _requests(
+        self, settings: tuple[int, int, int, int], first: int, stop: int
+    ) -> Iterator[PortionRequest]:
+        """Yield what to read for patches ``first`` up to ``stop`` of an epoch."""
         if first >= stop:
             return
-        settings = (self.patches_per_epoch, self.seed, epoch, self.resident_blocks)
         plan = EpochPlan(self.index, self._cutter.grids, *settings, self._weights)
         for group in plan.groups:
             if group.before < stop and group.before + group.size > first:
                 yield request_of(plan, group, first, stop)
 
-    def _share(self, position: int) -> tuple[int, int]:
-        """Return the patch at ``position`` of this process's or worker's share, and the first after it."""
+    def _share(self, position: int) -> tuple[int, int, int]:
+        """Return the first patch of this rank, the next one of this process or worker, and where it ends.
+
+        Workers have consecutive parts of their rank's share. A position counts from the share's beginning,
+        so that what is left is left to the same worker, however many workers there were before.
+        """
         size, n_batches = self.batch_size or 1, self.batches_per_epoch
         worker = get_worker_info()
         number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        first = self.rank * n_batches + n_batches * number // count
-        stop = self.rank * n_batches + n_batches * (number + 1) // count
-        stop_patch = min(stop * size, self.patches_per_epoch)
-        return min(first * size + position, stop_patch), stop_patch
+        begin = self.rank * n_batches * size
+        first = max(n_batches * number // count * size, position)
+        stop = n_batches * (number + 1) // count * size
+        return begin, begin + first, min(begin + stop, self.patches_per_epoch)
 
     def _item(self, batch: Portion) -> Item:
         # Views of the portion: nothing is copied in the thread that trains.
@@ -280,13 +311,20 @@ class PatchStream(IterableDataset[Item]):
         """Refuse to read in a forked worker: the object store's threads are gone there, a read never ends."""
         if os.getpid() == self._process:
             return
-        readers = [*self._cutter.readers, *(self._cutter.targets or ())]
-        if self._client is not None or any(r.source is not None for r in readers):
+        self._ahead = None  # its threads are the parent's
+        if self._client is not None or any(r.source is not None for r in self._cutter.every_reader):
             raise BadRequest(
                 "a forked DataLoader worker cannot read from a store",
                 where="PatchStream",
                 remedy='use num_workers=0 (the stream reads ahead itself) or multiprocessing_context="spawn"',
             )
+
+
+def _check_integer(name: str, value: object, lowest: int, highest: int | None = None) -> None:
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or value < lowest or (highest is not None and value > highest):  # type: ignore[operator]
+        expected = f"an integer, {lowest} or more" + ("" if highest is None else f", at most {highest}")
+        raise BadRequest("setting out of range", where=name, got=repr(value), expected=expected)
 
 
 def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:

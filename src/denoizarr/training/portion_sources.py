@@ -99,17 +99,18 @@ class ClusterSource:
         self._calls = RemoteCalls(client, self.depth)
 
     def begin(self, request: PortionRequest) -> Begun:
-        """Send the request to a worker."""
-        return self._calls.submit(_cut, self._cutter, request, finish=_received)
+        """Send the request to a worker; 16-bit integers come back as half of what the trainer gets."""
+        return self._calls.submit(
+            _cut, self._cutter.part_for(request), request, self._cutter.stored_dtype, finish=_received
+        )
 
     def close(self) -> None:
         """Cancel what was sent."""
         self._calls.close()
 
 
-def _cut(cutter: Cutter, request: PortionRequest) -> tuple[Portion, Read]:
-    # 16-bit integers are half of what the trainer gets.
-    return cutter.cut(request, cutter.stored_dtype)
+def _cut(cutter: Cutter, request: PortionRequest, dtype: np.dtype[Any]) -> tuple[Portion, Read]:
+    return cutter.cut(request, dtype)
 
 
 def _received(result: tuple[Portion, Read]) -> tuple[Portion, Read]:

@@ -116,8 +116,9 @@ class Cutter:
 
     Attributes
     ----------
-    readers : tuple of ImageReader
-    targets : tuple of ImageReader, or None
+    readers : dict of int to ImageReader
+        By the images' numbers.
+    targets : dict of int to ImageReader, or None
         Of the same extents: every patch comes with the same part of its target.
     dims : tuple of str
         Of an origin.
@@ -125,36 +126,50 @@ class Cutter:
         Along the last of them.
     """
 
-    readers: tuple[ImageReader, ...]
-    targets: tuple[ImageReader, ...] | None
+    readers: dict[int, ImageReader]
+    targets: dict[int, ImageReader] | None
     dims: tuple[str, ...]
     patch_size: tuple[int, ...]
 
     @property
     def grids(self) -> list[ChunkGrid]:
         """The chunks of every image, along the index's dims."""
-        return [_chunk_grid(reader, self.dims) for reader in self.readers]
+        return [_chunk_grid(reader, self.dims) for reader in self.readers.values()]
+
+    @property
+    def every_reader(self) -> list[ImageReader]:
+        """Of images and targets."""
+        return [*self.readers.values(), *({} if self.targets is None else self.targets).values()]
+
+    @property
+    def channels(self) -> int:
+        """Of every image."""
+        return channels_of(next(iter(self.readers.values())))
 
     @property
     def patch_bytes(self) -> tuple[int, ...]:
         """Bytes of one patch, and of its target, in each image's own dtype."""
-        sides = (self.readers,) if self.targets is None else (self.readers, self.targets)
-        return tuple(
-            sum(prod(self.patch_size) * channels_of(r) * r.dtype.itemsize for r in pair)
-            for pair in zip(*sides, strict=True)
-        )
+        voxels = prod(self.patch_size) * self.channels
+        both = [sides for sides in (self.readers, self.targets) if sides is not None]
+        return tuple(voxels * sum(side[i].dtype.itemsize for side in both) for i in self.readers)
+
+    def part_for(self, request: PortionRequest) -> Cutter:
+        """Return what cuts this request alone: a worker opens no other image."""
+        needed = {piece.image for piece in request.pieces}
+        targets = None if self.targets is None else {i: self.targets[i] for i in needed}
+        return replace(self, readers={i: self.readers[i] for i in needed}, targets=targets)
 
     @property
     def stored_dtype(self) -> np.dtype[Any]:
         """The images' and targets' own dtype where all have one of 8 or 16-bit integers; else float32."""
-        found = {r.dtype.newbyteorder("=") for r in (*self.readers, *(self.targets or ()))}
+        found = {r.dtype.newbyteorder("=") for r in self.every_reader}
         first = next(iter(found))
         is_narrow = len(found) == 1 and first.kind in "uib" and first.itemsize < 4
         return first if is_narrow else np.dtype(np.float32)
 
     def empty(self, request: PortionRequest, dtype: np.dtype[Any]) -> Portion:
         """Return the portion with nothing in it yet."""
-        shape = (request.size, channels_of(self.readers[0]), *self.patch_size)
+        shape = (request.size, self.channels, *self.patch_size)
         return Portion(
             request.first,
             np.empty(shape, dtype),
@@ -201,13 +216,17 @@ def cutter_of(image: Images, index: PatchIndex, target: Images | None) -> Cutter
     Raises
     ------
     BadRequest
-        The index is of other images; a target is missing, or has other dims or another shape than its image.
+        The index is of other images; they differ in channels; a target is missing, or has other dims or
+        another shape than its image.
     """
     images = as_images(image)
     index.check_image(images)
     readers = [reader_of(i) for i in images]
+    if len({channels_of(r) for r in readers}) > 1:
+        got = ", ".join(str(channels_of(r)) for r in readers)
+        raise BadRequest("the images have different numbers of channels", where="image", got=got)
     if target is None:
-        return Cutter(tuple(readers), None, index.dims, tuple(index.patch_size))
+        return Cutter(dict(enumerate(readers)), None, index.dims, tuple(index.patch_size))
     targets = [reader_of(t) for t in as_images(target)]
     if len(targets) != len(readers):
         raise BadRequest(
@@ -221,7 +240,7 @@ def cutter_of(image: Images, index: PatchIndex, target: Images | None) -> Cutter
                 got=_extent(its),
                 expected=_extent(mine),
             )
-    return Cutter(tuple(readers), tuple(targets), index.dims, tuple(index.patch_size))
+    return Cutter(dict(enumerate(readers)), dict(enumerate(targets)), index.dims, tuple(index.patch_size))
 
 
 def channels_of(reader: ImageReader) -> int:

@@ -31,7 +31,8 @@ from denoizarr.kernels.unet import NetworkShape, build_network
 from denoizarr.stores import locations
 from denoizarr.stores.images import open_image
 from denoizarr.stores.ome_zarr import STATE, ome_attributes
-from denoizarr.training.denoiser import Denoiser, Normalisation
+from denoizarr.training.denoiser import Denoiser
+from denoizarr.training.normalisation import Normalisation
 
 SIDE = 2048
 

@@ -108,3 +108,93 @@ class Answers(nn.Module):
             "nan": y / 0,
             "nothing": y * 0,
         }[self.what]
+
+
+class Switching(nn.Module):
+    """Two layers whose activation depends on what the tile holds, or how large it is."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+        self.first, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        switched = {
+            "greatest": bool(x.max() > 3),
+            "far greatest": bool(x.max() > 100),
+            "least": bool(x.min() < -100),
+            "mean": bool(x.mean() > 0.3),
+            "long": x.shape[-1] > 100,
+            "as long as a prediction's tile": x.shape[-1] > 600,
+            "high": x.shape[-2] > 600,
+        }[self.what]
+        hidden = self.first(x)
+        return self.last(hidden if switched else functional.relu(hidden))
+
+
+class Wrapped(Plain):
+    """Plain, but its borders are the opposite ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for layer in self.layers:
+            layer.padding_mode = "circular"
+            layer._reversed_padding_repeated_twice = [1, 1, 1, 1]
+
+
+class Padding(Plain):
+    """Plain on cells of 8, for any extent: pads at the far end and crops."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        x = functional.pad(x, (0, -width % 8, 0, -height % 8), mode="replicate")
+        pooled = functional.interpolate(functional.avg_pool2d(x, 8), scale_factor=8)
+        return super().forward(pooled)[..., :height, :width]
+
+
+class Faint(Plain):
+    """Plain, and so little of a coarser grid that float32 does not show it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1e-7 * functional.interpolate(functional.avg_pool2d(x, 2), scale_factor=2)
+
+
+class Unweighted(Plain):
+    """Has weights and does not use them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
+class Double(Plain):
+    """A constant in float64, outside of its state, makes its answers float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.gain
+
+
+class InPlace(Plain):
+    """Works in the place of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.mul_(2).add_(1)
+        return super().forward(x)
+
+
+class Counting(nn.Module):
+    """Counts what it is asked to compute: voxels, twice as dear in float64 and thrice with a gradient."""
+
+    cost = 0.0
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        dear = (2 if x.dtype == torch.float64 else 1) * (3 if torch.is_grad_enabled() else 1)
+        Counting.cost += dear * x.numel()
+        return self.network(x)

@@ -37,6 +37,9 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "training.noise_kernel": ("NoiseKernel", "extract_noise_kernel"),
     "training.options": ("TrainingOptions",),
     "training.trainer": ("train",),
+    "training.losses": ("StepReport",),
+    "training.training_record": ("EpochReport",),
+    "training.normalisation": ("Normalisation",),
     "training.denoiser": ("Denoiser",),
     "inference.predict": ("predict",),
     "engine.summary": ("RunSummary",),
@@ -128,12 +131,15 @@ if TYPE_CHECKING:
     from denoizarr.stores.describe import info as info
     from denoizarr.stores.images import open_image as open_image
     from denoizarr.training.denoiser import Denoiser as Denoiser
+    from denoizarr.training.losses import StepReport as StepReport
     from denoizarr.training.noise_kernel import NoiseKernel as NoiseKernel
     from denoizarr.training.noise_kernel import extract_noise_kernel as extract_noise_kernel
+    from denoizarr.training.normalisation import Normalisation as Normalisation
     from denoizarr.training.options import TrainingOptions as TrainingOptions
     from denoizarr.training.patch_stream import PatchStream as PatchStream
     from denoizarr.training.structure import StructuralNoiseExtractor as StructuralNoiseExtractor
     from denoizarr.training.trainer import train as train
+    from denoizarr.training.training_record import EpochReport as EpochReport
 
 
 def __getattr__(name: str) -> Any:

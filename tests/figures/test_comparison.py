@@ -121,3 +121,20 @@ def test_nothing_removed_is_drawn_all_the_same():
 def test_spread_is_that_of_gaussian_noise_and_never_zero():
     assert spread(GENERATOR.normal(0, 3, 100_000)) == pytest.approx(3, rel=0.02)
     assert spread(np.zeros(10)) == 1
+
+
+def test_with_other_grey_levels_every_picture_has_its_own_contrast_and_nothing_is_subtracted():
+    target = TRUTH / 1000
+    figure = comparison_figure(RAW, None, target, other_grey_levels=True)
+    panels = np.array(figure.axes).reshape(-1, 2)
+    assert [panel.get_title(loc="left") for panel in panels[0]] == ["Raw", "Denoised"]
+    assert len(panels) == 3
+    for raw, denoised in panels:
+        assert raw.images[0].get_clim()[0] > 10
+        assert denoised.images[0].get_clim()[1] < 1
+        assert "black" in raw.get_ylabel()
+        assert "black" in denoised.get_ylabel()
+    caption = figure.get_supxlabel()
+    assert "target" in caption
+    for wrong in ("removed", "one contrast", "least like noise"):
+        assert wrong not in caption

@@ -43,3 +43,18 @@ def test_with_a_target_the_difference_is_to_the_target():
 def test_constant_patches_are_drawn():
     flat = [np.full((8, 8), 7.0)]
     assert png_of(sample_predictions_figure(flat, flat, ["y 0"])).startswith(b"\x89PNG")
+
+
+def test_a_target_on_other_grey_levels_leaves_the_noisy_patch_its_own_contrast():
+    noisy, predicted, targets = planes(2), planes(2, seed=1), planes(2, seed=2)
+    predicted, targets = ([plane / 1000 for plane in group] for group in (predicted, targets))
+    figure = sample_predictions_figure(noisy, predicted, ["a", "b"], targets=targets)
+    for row in range(2):
+        own, of_prediction, of_target, _ = (
+            axes.images[0].get_clim() for axes in figure.axes[4 * row : 4 * row + 4]
+        )
+        assert of_prediction == of_target
+        assert of_target[1] < 1 < own[0]
+    caption = " ".join(figure.get_supxlabel().split())
+    assert "Prediction and target of a row share one contrast" in caption
+    assert "All pictures of a row" not in caption

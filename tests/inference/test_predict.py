@@ -28,7 +28,8 @@ from denoizarr.inference.predict import predict
 from denoizarr.inference.prediction import parse_bytes, plan_prediction
 from denoizarr.kernels.unet import NetworkShape, build_network
 from denoizarr.stores.images import as_image, open_image, reader_of
-from denoizarr.training.denoiser import Denoiser, Normalisation
+from denoizarr.training.denoiser import Denoiser
+from denoizarr.training.normalisation import Normalisation
 
 
 def make_denoiser(

@@ -9,7 +9,7 @@ from denoizarr.errors import BadRequest
 from denoizarr.images.output import is_complete
 from denoizarr.images.save import save_image
 from denoizarr.inference.predict import unique_names
-from denoizarr.pipeline.blind_spots import check_kernel_file, fitting_blind_spots
+from denoizarr.pipeline.blind_spots import check_kernel_file, fitting_blind_spots, kernel_in_words
 from denoizarr.pipeline.checked_job import check_job, identity_of
 from denoizarr.pipeline.config import JobConfig
 from denoizarr.pipeline.plan import plan
@@ -35,6 +35,12 @@ def test_a_good_job_has_a_price_and_no_problem(job):
     assert found.seconds > 0
 
 
+def test_a_small_job_is_not_promised_in_no_time(job):
+    stage = {"num_epochs": 1, "patches_per_epoch": 8, "patch_size": 16, "features": 4, "num_layers": 1}
+    # Workers, torch and the report take their time whatever the image.
+    assert 20 < plan({**job, "run_stage2": False, "stage1": stage}).seconds < 60
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -45,6 +51,13 @@ def test_a_good_job_has_a_price_and_no_problem(job):
         ({"output": {"url": "RUN", "dtype": "float12"}}, "not a dtype"),
         ({"output": {"url": "FOREIGN"}}, "something else"),
         ({"stage1": {"patch_size": 256}}, "does not fit"),
+        ({"stage1": {"patch_size": 256}}, "at most 128 x 128 (y, x)"),
+        ({"stage1": {"mask_percentage": 0.001}}, "predicted at stage1.mask_percentage: got 0.001"),
+        ({"stage2": {"mask_percentage": 0.001}}, "predicted at stage2.mask_percentage: got 0.001"),
+        (
+            {"stage1": {"patch_size": 8}},
+            "predicted at stage1.mask_percentage: got 1.5, expected at least 1.56",
+        ),
         ({"cluster": {"memory_limit": "10MB"}}, "at least"),
         ({"cluster": {"memory_limit": "lots"}}, "memory_limit"),
         ({"input": {"urls": ["IN", "FLOATS"]}}, "same dtype"),
@@ -147,3 +160,27 @@ def test_a_kernel_that_is_wider_than_the_patch_is_cut_where_it_was_measured():
     assert narrow.mask.shape == (1, 31)
     assert narrow.mask.all()
     assert "1 x 49 pixels was cut to 1 x 31" in narrow.warnings[0]
+
+
+def test_what_only_blind_spots_need_is_not_asked_of_a_stage_without_them(job, tmp_path):
+    save_image(scan_noise((2, 128, 128), 1), tmp_path / "target.ome.zarr", levels=1)
+    few = {"mask_percentage": 0.001}
+    assert not plan({**job, "target": str(tmp_path / "target.ome.zarr"), "stage1": few}).problems
+    assert not plan({**job, "run_stage2": False, "stage2": few}).problems
+
+
+def test_a_kernel_file_that_leaves_no_pixel_to_predict_is_refused_by_its_key():
+    kernel = NoiseKernel(np.ones((1, 5), bool), np.ones((1, 5)), np.zeros((1, 5)))
+    options = TrainingOptions(patch_size=(16, 16), mask_percentage=0.3, num_layers=1)
+    with pytest.raises(BadRequest, match=r"at stage2\.mask_percentage"):
+        check_kernel_file(kernel, options, "kernel.npy")
+
+
+def test_a_kernel_that_was_not_found_is_not_called_no_noise():
+    pixel, zero = np.ones((1, 1)), np.zeros((1, 1))
+    nothing = NoiseKernel(pixel.astype(bool), pixel, zero)
+    assert kernel_in_words(nothing) == "a single pixel: no structured noise"
+    unknown = NoiseKernel(pixel.astype(bool), pixel, zero, note="structure everywhere")
+    assert kernel_in_words(unknown) == "a single pixel: structure everywhere"
+    wide = NoiseKernel(np.ones((1, 5), bool), np.ones((1, 5)), np.zeros((1, 5)))
+    assert kernel_in_words(wide) == "1 x 5 (y, x)"

@@ -375,6 +375,27 @@ def test_a_run_with_a_target_says_so(make_run):
     assert "a target was given" in text
     for wrong in ("Stage 2 was not asked for", "random noise", "Little noise was removed"):
         assert wrong not in text
+    # The target may be on other grey levels: a ratio of noise, or raw minus result, would mean nothing.
+    assert "What was removed is not checked" in text
+    for wrong in ("Noise in flat parts", "(one standard deviation)"):
+        assert wrong not in text
+    assert written(run) == FIGURES - {"noise_kernel", "residual"}
+
+
+def test_the_result_of_a_target_is_not_drawn_at_the_raw_images_contrast(make_run, monkeypatch):
+    asked = []
+    real = sections.comparison_figure
+    monkeypatch.setattr(
+        sections, "comparison_figure", lambda *planes, **rest: asked.append(rest) or real(*planes, **rest)
+    )
+    for target in (False, True):
+        run = make_run(stages=("stage1",), kernel=None)
+        if target:
+            job = yaml.safe_load((run / "job.yaml").read_text())
+            (run / "job.yaml").write_text(yaml.safe_dump({**job, "target": {"url": "/clean.ome.zarr"}}))
+        write_report(run)
+        shutil.rmtree(run)
+    assert [rest["other_grey_levels"] for rest in asked] == [False, True]
 
 
 def test_sample_predictions_of_the_first_and_the_last_epoch_are_shown(make_run):

@@ -80,6 +80,14 @@ def test_weights_are_one_or_the_probability_of_background():
     )
 
 
+def test_where_nothing_is_filtered_nothing_is_said_to_be_reduced():
+    image = half_bright()
+    index = build_index(image, 16)
+    assert index.summary() == f"{index.n_cells} patches."
+    for more in ({"patch_filter": MaxPatchFilter(0)}, {"mask": np.ones(image.shape, bool)}):
+        assert build_index(image, 16, **more).summary().startswith("Found 0 background regions. Number of")
+
+
 def test_a_filter_without_threshold_chooses_it_from_the_map():
     image = half_bright()
     found = ShannonPatchFilter.filter_map(image, 16)

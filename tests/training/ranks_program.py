@@ -29,6 +29,22 @@ from denoizarr.training.tensor_files import tensors_digest
 from denoizarr.training.trainer import train
 
 
+class Skipping(torch.nn.Module):
+    """An own network with a parameter that no step uses, and one that some steps of some ranks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.Conv2d(2, 1, 1)
+        self.spare, self.sometimes = torch.nn.Conv2d(1, 1, 1), torch.nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.first(x).relu()
+        if not self.training or bool(torch.rand(()) < 0.5):
+            features = features + self.sometimes(features)
+        answer: torch.Tensor = self.last(features)
+        return answer
+
+
 def train_as(rank: int, folder: Path, fault: str, settings: dict[str, Any], samples: bool) -> dict[str, Any]:
     torch.distributed.init_process_group(
         "gloo",
@@ -54,6 +70,8 @@ def train_as(rank: int, folder: Path, fault: str, settings: dict[str, Any], samp
         return learn(self, batch, rate)
 
     Learner.learn = noting  # type: ignore[method-assign]
+    if fault == "differ" and rank == 1:
+        settings = settings | {"num_epochs": 2}
     image = np.load(folder / "image.npy")
     reports: list[StepReport] = []
     started = time.monotonic()
@@ -67,6 +85,7 @@ def train_as(rank: int, folder: Path, fault: str, settings: dict[str, Any], samp
             samples=folder / "samples" if samples else None,
             on_step=reports.append,
             normalisation=Normalisation((200.0,), (14.0,)) if fault == "nan" else None,
+            network=Skipping() if fault == "own" else None,
             progress=False,
         )
         average = learners[0].average.state_dict() if learners else {}

@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from torch import nn
 
 from denoizarr.errors import BadRequest
 from denoizarr.kernels.unet import NetworkShape, build_network
-from denoizarr.training.denoiser import Denoiser, Normalisation
+from denoizarr.training.denoiser import Denoiser
+from denoizarr.training.normalisation import Normalisation
 from denoizarr.training.own_network import measure_network
-from tests.own_networks import AveragePooled, Plain
+from tests.own_networks import AveragePooled, InPlace, Plain
 
 # torch calls TorchScript old; bioimageio.core leaves the zip open.
 pytestmark = [
@@ -134,3 +136,19 @@ def test_a_network_that_is_no_torchscript_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="another size"):
         denoiser.export_bioimageio(tmp_path / "package")
     assert not (tmp_path / "package.zip").exists()
+
+
+def test_a_network_that_works_in_place_is_written(tmp_path: Path) -> None:
+    assert Path(own(InPlace()).export_bioimageio(tmp_path / "package")).exists()
+
+
+@pytest.mark.parametrize("error", [TypeError("no"), KeyError(), IndexError("one\ntwo")])
+def test_whatever_a_trace_raises_is_an_error_of_ours(error: Exception, tmp_path: Path) -> None:
+    class Untraceable(Plain):
+        def forward(self, x: Any) -> Any:
+            if torch.jit.is_tracing():
+                raise error
+            return super().forward(x)
+
+    with pytest.raises(BadRequest, match=f"TorchScript.*{type(error).__name__}"):
+        own(Untraceable()).export_bioimageio(tmp_path / "package")

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from denoizarr.errors import LedgerMismatch, NoSpace
+from denoizarr.training import checkpoints as checkpoints_module
 from denoizarr.training.checkpoints import Checkpoints
 from denoizarr.training.learner import Learner
 from denoizarr.training.options import TrainingOptions
@@ -101,6 +102,29 @@ def test_another_trainings_is_refused_even_if_it_is_the_last_one_whole(tmp_path:
         Checkpoints(str(tmp_path), "other").latest()
 
 
+@pytest.mark.parametrize("version", [2, 99])
+def test_those_of_another_version_are_neither_taken_for_damaged_nor_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints_module, "_VERSION", version)
+        two_checkpoints(tmp_path)
+    with pytest.raises(LedgerMismatch, match=rf"another version.*checkpoint', {version}\), expected"):
+        Checkpoints(str(tmp_path), "identity").latest()
+    assert steps_in(tmp_path) == [1, 2]
+
+
+def test_another_training_is_refused_by_the_names_of_what_differs(tmp_path: Path) -> None:
+    parts = {"options.num_epochs": 2, "options.patch_size": (8, 8), "kernel": "3f2a"}
+    Checkpoints(str(tmp_path), "one", parts=parts).save(1, {}, tensors())
+    for changed, message in (
+        ({"options.num_epochs": 3}, r"options\.num_epochs: got 2, expected 3;"),
+        ({"kernel": "77aa", "targets": "1b"}, r"kernel, targets: got 3f2a, None, expected 77aa, 1b;"),
+    ):
+        with pytest.raises(LedgerMismatch, match=message):
+            Checkpoints(str(tmp_path), "other", parts={**parts, **changed}).latest()
+
+
 def test_a_damaged_one_of_a_later_step_pushes_no_whole_one_out(tmp_path: Path) -> None:
     checkpoints = Checkpoints(str(tmp_path), "identity")
     for step in (8, 9, 10):
@@ -136,6 +160,42 @@ def test_when_checkpoints_are_written_decides_nothing(tmp_path: Path, minutes: f
     assert frequent.digest == straight.digest
     assert seen[-1] == ([57, 58, 59] if minutes < 1 else [30, 40, 50])
     assert steps_in(tmp_path)[-1] == 60
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [3, 10])
+def test_a_signal_waits_until_the_step_is_saved(tmp_path: Path, number: signal.Signals, step: int) -> None:
+    def stop(given: int, _: Any) -> None:
+        raise Stop(signal.Signals(given).name)
+
+    def on_step(report: Any) -> None:
+        if report.step == step:
+            os.kill(os.getpid(), number)
+
+    options = replace(SMALL, num_epochs=2, checkpoint_minutes=10.0)
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(Stop, match=number.name):
+            train(noisy(), options=options, progress=False, checkpoint=tmp_path, on_step=on_step)
+        assert signal.getsignal(number) is stop
+        assert steps_in(tmp_path) == [step]
+        resumed = train(noisy(), options=options, progress=False, checkpoint=tmp_path)
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+    assert resumed.digest == train(noisy(), options=options, progress=False).digest
+
+
+def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+    def on_step(report: Any) -> None:
+        if report.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    options = replace(SMALL, checkpoint_minutes=10.0)
+    with pytest.raises(KeyboardInterrupt):
+        train(noisy(), options=options, progress=False, checkpoint=tmp_path, on_step=on_step)
+    assert steps_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "plateau"])

@@ -19,7 +19,8 @@ from denoizarr.errors import BadRequest, ConfigError, ImageNotFound, ModelError
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.tiling import padded_shape, tiles_of
 from denoizarr.kernels.unet import NetworkShape, build_network
-from denoizarr.training.denoiser import Denoiser, Normalisation
+from denoizarr.training.denoiser import Denoiser
+from denoizarr.training.normalisation import Normalisation
 from denoizarr.training.tensor_files import read_tensors, write_tensors
 
 KERNEL = np.array([[True, True, True, False, True]]) | np.array([[False, False, True, False, False]])
@@ -372,3 +373,59 @@ def test_impossible_requests_are_refused() -> None:
         denoiser.to(precision="float16")  # type: ignore[arg-type]
     with pytest.raises(ConfigError):
         Normalisation((0.0,), (0.0,))
+
+
+def test_what_float32_cannot_hold_is_no_normalisation() -> None:
+    for mean, std in ((0.0, 1e-50), (1e39, 1.0), (-1e39, 1.0), (0.0, 1e39), (0.0, float("nan"))):
+        with pytest.raises(ConfigError, match="mean and std"):
+            Normalisation((mean,), (std,))
+    assert Normalisation((3e38,), (1e-30,)).std == (1e-30,)
+
+
+UNWRITABLE = {
+    "nan": {"loss": float("nan")},
+    "infinity": {"loss": [1.0, float("inf")]},
+    "surrogate": {"who": "\ud800"},
+    "key": {"\ud800": 1},
+    "object": {"what": object()},
+}
+
+
+@pytest.mark.parametrize("record", UNWRITABLE.values(), ids=UNWRITABLE)
+@pytest.mark.parametrize("name", ["training", "provenance"])
+def test_records_that_json_cannot_hold_are_refused(
+    name: str, record: dict[str, object], tmp_path: Path
+) -> None:
+    shape = NetworkShape(features=1, depth=1)
+    weights = build_network(shape).state_dict()
+    with pytest.raises(ConfigError, match=name):
+        Denoiser(shape, weights, Normalisation((0.0,), (1.0,)), **{name: record})  # type: ignore[arg-type]
+    denoiser = Denoiser(shape, weights, Normalisation((0.0,), (1.0,)))
+    getattr(denoiser, name).update(record)
+    with pytest.raises(ConfigError, match=name):
+        denoiser.save(tmp_path / "model")
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("record", [r for n, r in UNWRITABLE.items() if n != "object"])
+@pytest.mark.parametrize("name", ["training", "provenance", "pixel_size"])
+def test_records_in_a_file_that_are_no_json_are_refused(
+    name: str, record: dict[str, object], tmp_path: Path
+) -> None:
+    path = model().save(tmp_path / "model")
+    header, tensors = read_tensors(path)
+    text = json.dumps(header | {name: record})
+    Path(path).write_bytes(safetensors.torch.save(tensors, metadata={"denoizarr": text}))
+    with pytest.raises(ModelError, match=name):
+        Denoiser.load(path)
+
+
+def test_half_a_letter_as_a_unit_is_refused() -> None:
+    shape = NetworkShape(features=1, depth=1)
+    with pytest.raises(ConfigError, match="pixel"):
+        Denoiser(
+            shape,
+            build_network(shape).state_dict(),
+            Normalisation((0.0,), (1.0,)),
+            pixel_size={"x": {"value": 1.0, "unit": "\udfff"}},
+        )

@@ -157,6 +157,32 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused() -> None:
             learner.restore({k: v for k, v in state.items() if k != name}, 1)
 
 
+class Poisoned(nn.Module):
+    """Its answer is finite, the gradient of it is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.only = nn.Conv2d(1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.only(x)
+        return answer + 0 * (answer - answer.detach()).abs().sqrt()
+
+
+def test_a_gradient_that_is_not_finite_is_told_though_the_loss_is() -> None:
+    learner = learner_of(network=Poisoned())
+    assert np.isfinite(learner.validate([batch_of()]))
+    assert np.isnan(float(learner.learn(batch_of(), RATE)))
+
+
+def test_a_step_on_a_cpu_leaves_the_generators_of_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[Any] = []
+    for name in ("manual_seed", "manual_seed_all"):
+        monkeypatch.setattr(torch.cuda, name, seeded.append)
+    learner_of().learn(batch_of(), RATE)
+    assert seeded == []
+
+
 def test_cuda_computes_exactly_while_training_and_as_before_afterwards() -> None:
     cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
 

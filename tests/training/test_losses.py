@@ -53,10 +53,11 @@ def test_a_loss_that_is_no_number_names_its_own_batch(late: bool) -> None:
     bad.item["patch"][1, 0, 0, 1] = math.nan
     losses.begin()
     add = partial(losses.add, torch.tensor(math.nan), epoch=1, rate=0.1)
+    # The step as StepReport counts it: since the start of the training.
     if late:
-        add(bad, step=1)
-    with pytest.raises(NonFiniteData, match=r"image holds NaN.*epoch 1, step 1, patches at \[5, 6\];"):
-        add(batch_of([7, 8]) if late else bad, step=2)
+        add(bad, step=7)
+    with pytest.raises(NonFiniteData, match=r"image holds NaN.*epoch 1, step 7, patches at \[5, 6\];"):
+        add(batch_of([7, 8]) if late else bad, step=8 if late else 7)
     losses = Losses(alone=False)
     with pytest.raises(BadRequest, match=r"patches at \[3, 4\].*another process names.*learning_rate"):
         losses.add(torch.tensor(math.inf), batch_of([3, 4]), epoch=1, step=1, rate=0.1)

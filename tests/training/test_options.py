@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pytest
 
 from denoizarr.errors import ConfigError
@@ -45,6 +48,10 @@ from denoizarr.training.options import TrainingOptions
         ({"augment": 1}, "augment"),
         ({"norm": ["batch"]}, "batch or none"),
         ({"checkpoint_minutes": -1}, "checkpoint_minutes"),
+        ({"early_stopping": 3, "validation_fraction": 0.0}, "early_stopping, validation_fraction: got 3, 0"),
+        ({"batch_size": np.float64(4)}, "batch_size"),
+        ({"batch_size": np.bool_(True)}, "batch_size"),
+        ({"patch_size": np.ones((2, 2))}, "patch_size"),
     ],
 )
 def test_options_out_of_range_are_refused_by_name(change: dict[str, Any], message: str) -> None:
@@ -54,6 +61,17 @@ def test_options_out_of_range_are_refused_by_name(change: dict[str, Any], messag
 
 def test_a_pair_may_be_a_list() -> None:
     assert TrainingOptions(patch_size=[64, 32]).patch_shape == (64, 32)  # type: ignore[arg-type]
+
+
+def test_numpys_integers_are_as_good_as_any() -> None:
+    options = TrainingOptions(
+        patch_size=tuple(np.array([64, 32])),
+        batch_size=np.int64(4),  # type: ignore[arg-type]
+        seed=np.uint8(3),  # type: ignore[arg-type]
+    )
+    assert options == TrainingOptions(patch_size=(64, 32), batch_size=4, seed=3)
+    assert json.loads(json.dumps(asdict(options)))["batch_size"] == 4
+    assert type(TrainingOptions(patch_size=np.int32(64)).patch_size) is int  # type: ignore[arg-type]
 
 
 def test_an_epoch_is_neither_tiny_nor_endless() -> None:

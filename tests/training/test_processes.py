@@ -55,6 +55,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "raises": ("raises", {}),
         "nan": ("nan", {"validation_fraction": 0.0, "num_epochs": 30}),
         "refused": ("", {}),
+        "differ": ("differ", {}),
+        "own": ("own", {}),
     }
     plan = []
     for name, (fault, changes) in several.items():
@@ -130,6 +132,21 @@ def test_nan_in_one_ranks_patches_stops_both_and_that_rank_names_them(runs: dict
 
 def test_checkpoints_of_another_number_of_processes_are_refused_by_both(runs: dict[str, Any]) -> None:
     assert [rank["error"] for rank in runs["refused"]] == ["LedgerMismatch"] * 2
+
+
+def test_processes_with_different_settings_say_so_before_any_work(runs: dict[str, Any]) -> None:
+    for rank in runs["differ"]:
+        assert rank["error"] == "BadRequest"
+        assert "different settings at options.num_epochs: got 3; 2;" in rank["message"]
+        assert rank["numbers"] == []
+
+
+def test_a_network_of_ones_own_may_leave_parameters_out_of_a_step(runs: dict[str, Any]) -> None:
+    first, second = runs["own"]
+    # Neither seeded its weights: the second took over the first one's.
+    assert first["digest"] == second["digest"]
+    assert first["network"] == second["network"]
+    assert first["training"]["processes"] == 2
 
 
 UNDER_TORCHRUN = """

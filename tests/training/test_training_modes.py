@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,10 +13,12 @@ import torch
 import xarray as xr
 from scipy import ndimage
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
+from denoizarr.cli import app
 from denoizarr.errors import BadRequest, LedgerMismatch, NonFiniteData
 from denoizarr.selection.index_builder import build_index
-from denoizarr.training import training_job
+from denoizarr.training import trainer, training_job
 from denoizarr.training.learner import Learner
 from denoizarr.training.losses import StepReport
 from denoizarr.training.options import TrainingOptions
@@ -214,6 +216,64 @@ def test_a_network_of_ones_own_that_sees_the_whole_patch_is_refused_before_any_w
         train(smooth((64, 64)), network=coarse, options=SMALL, progress=False)
 
 
+class Skipping(nn.Module):
+    """Has a parameter without a gradient, one with a gradient now and then, and a buffer that is not kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 3, padding=1)
+        self.spare, self.sometimes = nn.Conv2d(1, 1, 1), nn.Conv2d(4, 4, 1)
+        self.register_buffer("fading", torch.ones(1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.first(x).relu()
+        if not self.training or bool(torch.rand(()) < 0.5):
+            features = features + self.sometimes(features)
+        if self.training:
+            self.fading.mul_(0.95)
+        answer: Tensor = self.last(features) * self.fading
+        return answer
+
+
+def test_a_network_that_uses_parameters_now_and_then_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    def stop(report: StepReport) -> None:
+        if report.step == 8:
+            raise InterruptedError
+
+    torch.manual_seed(0)
+    arguments: dict[str, Any] = {
+        "network": Skipping(),
+        "progress": False,
+        "options": replace(SMALL, checkpoint_minutes=0.0, validation_fraction=0.0),
+    }
+    image = noisy(smooth((96, 112)), 1)
+    straight = train(image, **arguments)
+    with pytest.raises(InterruptedError):
+        train(image, on_step=stop, checkpoint=tmp_path, **arguments)
+    assert train(image, checkpoint=tmp_path, **arguments).digest == straight.digest
+
+
+class Overflowing(nn.Module):
+    """Its answers are finite, and a running statistic is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.only = nn.Conv2d(1, 1, 1)
+        self.register_buffer("seen", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen.mul_(1e30)
+        answer: Tensor = self.only(x)
+        return answer
+
+
+def test_weights_that_are_not_finite_are_neither_kept_nor_saved(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="no longer finite numbers at after epoch 1, seen"):
+        train(smooth((64, 64)), network=Overflowing(), options=SMALL, progress=False, checkpoint=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 # ---- settings of the loop
 
 
@@ -292,3 +352,49 @@ def test_a_picture_of_held_out_patches_is_drawn_after_every_epoch(tmp_path: Path
     # Nothing is held out of so small an image.
     train(image[0, :20, :20], samples=tmp_path / "none", options=SMALL, progress=False)
     assert not (tmp_path / "none").exists()
+
+
+def test_it_is_said_where_nothing_is_held_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image, options = noisy(smooth((20, 20)), 1), replace(SMALL, num_epochs=1, early_stopping=2)
+    train(image, samples=tmp_path / "none", options=options, progress=False)
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "too small to hold patches out" in warnings[0]
+    assert "early_stopping=2 stops nothing" in warnings[0]
+    assert "no pictures" in warnings[1]
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "denoizarr"):
+        train(image, options=replace(SMALL, num_epochs=1, validation_fraction=0.0), progress=False)
+    assert "validation_fraction is 0" in caplog.text
+    assert "too small" not in caplog.text
+
+
+def test_what_can_be_refused_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_job, "build_index", None)
+    image = smooth((64, 64))
+    with pytest.raises(BadRequest, match=r"options: got dict, expected TrainingOptions\("):
+        train(image, options={"patch_size": 16}, progress=False)  # type: ignore[arg-type]
+    with pytest.raises(BadRequest, match="device"):
+        train(image, options=replace(SMALL, device="cuda:99"), progress=False)
+    with pytest.raises(BadRequest, match="the target is the image itself"):
+        train(image, target=image, options=SMALL, progress=False)
+
+
+@pytest.mark.parametrize(("processes", "is_saved"), [(1, True), (2, False)])
+def test_a_rank_without_other_processes_does_not_keep_the_command_from_saving(
+    monkeypatch: pytest.MonkeyPatch, processes: int, is_saved: bool
+) -> None:
+    saved: list[str] = []
+
+    class Trained:
+        training: ClassVar = {"processes": processes}
+        digest = "d"
+
+        def save(self, out: str) -> str:
+            saved.append(out)
+            return out
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(trainer, "train", lambda *_, **__: Trained())
+    result = CliRunner().invoke(app, ["train", "image.ome.zarr", "--out", "model"])
+    assert result.exit_code == 0, result.output
+    assert saved == (["model"] if is_saved else [])

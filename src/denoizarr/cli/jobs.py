@@ -39,6 +39,7 @@ def plan(
     Example: `denoizarr plan job.yaml`
     """
     from denoizarr.pipeline.plan import plan as run_plan
+    from denoizarr.report.words import duration
 
     planned = run_plan(job)
     if planned.problems:
@@ -50,7 +51,7 @@ def plan(
         f"writes {planned.bytes_written / 2**20:.1f} MiB\n"
         f"memory at most {planned.bytes_per_worker / 2**20:.0f} MiB per worker\n"
         f"computes {planned.recompute_factor:.2f} voxels per voxel kept\n"
-        f"roughly {planned.seconds / 60:.1f} minutes on this machine, training included"
+        f"roughly {duration(planned.seconds)} on this machine, training included"
     )
     say(lines, planned.to_json(), as_json)
 

@@ -104,7 +104,7 @@ def train(
         log=log,
         samples=samples,
     )
-    if os.environ.get("RANK", "0") != "0":
+    if denoiser.training["processes"] > 1 and os.environ.get("RANK", "0") != "0":
         return  # under torchrun all processes come out with the same model, and the first writes it
     where = denoiser.save(out)
     say(f"model {where}", {"model": where, "digest": denoiser.digest, "training": denoiser.training}, as_json)

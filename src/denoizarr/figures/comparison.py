@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from denoizarr.errors import BadRequest
@@ -15,6 +16,16 @@ from denoizarr.figures import canvas
 
 RESIDUAL_LIMIT = 4.0
 """The residual is drawn from minus to plus this many standard deviations of the noise."""
+
+_READING = (
+    "Every row has one contrast for raw and denoised. The right column is what was removed: it should look "
+    "like noise without shapes. Edges or objects in it are signal that was lost."
+)
+_TARGET_READING = (
+    "The network predicts a target, whose grey levels may be others than the raw image's: every picture has "
+    "its own contrast, and no difference is shown. Shapes of which the raw image shows nothing may be "
+    "invented; shapes that the result lacks are lost."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +54,9 @@ def comparison_figure(
     crops: list[Crop] | None = None,
     title: str = "Before and after",
     note: str = "",
+    other_grey_levels: bool = False,
 ) -> Figure:
-    """Draw a plane before and after at one contrast, what was removed, and enlarged parts.
+    """Draw a plane before and after, what was removed, and enlarged parts.
 
     Parameters
     ----------
@@ -65,11 +77,15 @@ def comparison_figure(
         Title of the figure.
     note : str
         Added to the caption.
+    other_grey_levels : bool
+        The result is a prediction of a target, whose grey levels may be others than the raw image's: every
+        picture then has its own contrast, and there is no residual to draw.
 
     Returns
     -------
     matplotlib.figure.Figure
         Rows: the whole plane, then one per crop. Columns: raw, first stage where given, denoised, residual.
+        Each row has one contrast but for the residual, unless grey levels are others.
 
     Raises
     ------
@@ -81,63 +97,91 @@ def comparison_figure(
     if stage1 is not None:
         planes.append(("After stage 1", canvas.plane_of(stage1)))
     planes.append(("Denoised", after))
-    removed = (
-        before.astype(np.float64) - after
-        if residual is None
-        else canvas.plane_of(residual).astype(np.float64)
-    )
-    for name, plane in [*planes, ("residual", removed)]:
-        if plane.shape != before.shape:
-            raise BadRequest(
-                f"the planes to compare differ in shape ({name})", got=plane.shape, expected=before.shape
-            )
-    sigma = np.asarray(spread(removed) if noise_sigma is None else noise_sigma, np.float64)
-    scaled = removed / np.where(sigma > 0, sigma, 1.0)
+    for name, plane in planes:
+        _check_extent(name, plane, before)
+    removed = scaled = sigma = None
+    if not other_grey_levels:
+        removed = before.astype(np.float64) - after if residual is None else canvas.plane_of(residual)
+        _check_extent("residual", removed, before)
+        sigma = np.asarray(spread(removed) if noise_sigma is None else noise_sigma, np.float64)
+        scaled = removed.astype(np.float64) / np.where(sigma > 0, sigma, 1.0)
     shown = choose_crops(after, removed) if crops is None else crops
 
     aspect = pixel_size_um[0] / pixel_size_um[1] if pixel_size_um else 1.0
-    columns, rows = len(planes) + 1, len(shown) + 1
+    columns, rows = len(planes) + (scaled is not None), len(shown) + 1
     # One width on the page whatever the number of columns, so that the letters keep their size.
     side = 9.9 / columns
     overview = side * float(np.clip(before.shape[0] * aspect / before.shape[1], 0.35, 1.6))
     heights = [overview, *[side * aspect] * len(shown)]
-    figure = canvas.new_canvas(title, _caption(shown, note), width=11.4, height=sum(heights) + 2.1)
+    caption = _caption(shown, note, other_grey_levels)
+    figure = canvas.new_canvas(title, caption, width=11.4, height=sum(heights) + 2.1)
     panels = figure.subplots(rows, columns, height_ratios=heights, squeeze=False)
-    picture = None
     for row in range(rows):
         part = (slice(None), slice(None)) if row == 0 else shown[row - 1].slices
-        limits = canvas.contrast_limits(before[part], high=99.7 if row == 0 else 99.2)
-        for panel, (_, plane) in zip(panels[row], planes, strict=False):
-            canvas.show_image(panel, plane[part], limits=limits, aspect=aspect, every_pixel=row > 0)
-        picture = canvas.show_image(
-            panels[row, -1],
+        label = "Whole plane" if row == 0 else f"{row}: {shown[row - 1].reason}"
+        _planes_row(panels[row], [plane[part] for _, plane in planes], label, other_grey_levels, row, aspect)
+        if pixel_size_um:
+            _scale_bar(panels[row, 0], before[part].shape, pixel_size_um)
+    for panel, (name, _) in zip(panels[0], planes, strict=False):
+        canvas.panel_title(panel, name)
+    if scaled is not None and sigma is not None:
+        canvas.panel_title(panels[0, -1], "Removed (raw − denoised)")
+        picture = _residual_column(panels[:, -1], scaled, shown, aspect)
+        canvas.colour_bar(figure, picture, list(panels[:, -1]), _residual_label(sigma))
+    for panel in panels[0]:
+        _mark(panel, shown)
+    return figure
+
+
+def _check_extent(name: str, plane: np.ndarray, before: np.ndarray) -> None:
+    if plane.shape != before.shape:
+        raise BadRequest(
+            f"the planes to compare differ in shape ({name})", got=plane.shape, expected=before.shape
+        )
+
+
+def _planes_row(
+    panels: np.ndarray, planes: list[np.ndarray], label: str, apart: bool, row: int, aspect: float
+) -> None:
+    """Draw one part of every plane, at the contrast of the first, or ``apart``, each at its own."""
+    high = 99.7 if row == 0 else 99.2
+    limits = canvas.contrast_limits(planes[0], high=high)
+    for column, (panel, plane) in enumerate(zip(panels, planes, strict=False)):
+        if apart:
+            limits = canvas.contrast_limits(plane, high=high)
+        canvas.show_image(panel, plane, limits=limits, aspect=aspect, every_pixel=row > 0)
+        grey = "black {}, white {}".format(*(canvas.short_number(value) for value in limits))
+        if column == 0:
+            panel.set_ylabel(f"{label}\n{grey}", fontsize=canvas.TEXT_SIZE, color=canvas.INK)
+        elif apart:
+            panel.set_ylabel(grey, fontsize=canvas.TEXT_SIZE, color=canvas.INK)
+
+
+def _residual_column(panels: np.ndarray, scaled: np.ndarray, crops: list[Crop], aspect: float) -> AxesImage:
+    parts = [(slice(None), slice(None)), *(crop.slices for crop in crops)]
+    pictures = [
+        canvas.show_image(
+            panel,
             scaled[part],
             limits=(-RESIDUAL_LIMIT, RESIDUAL_LIMIT),
             colours=canvas.SIGNED_MAP,
             every_pixel=row > 0,
             aspect=aspect,
         )
-        _row_label(panels[row, 0], "Whole plane" if row == 0 else f"{row}: {shown[row - 1].reason}", limits)
-        if pixel_size_um:
-            _scale_bar(panels[row, 0], before[part].shape, pixel_size_um)
-    for panel, name in zip(
-        panels[0], [*(name for name, _ in planes), "Removed (raw − denoised)"], strict=True
-    ):
-        canvas.panel_title(panel, name)
-    for panel in panels[0]:
-        _mark(panel, shown)
-    if picture is not None:
-        canvas.colour_bar(figure, picture, list(panels[:, -1]), _residual_label(sigma))
-    return figure
+        for row, (panel, part) in enumerate(zip(panels, parts, strict=True))
+    ]
+    return pictures[-1]
 
 
-def choose_crops(denoised: np.ndarray, residual: np.ndarray, side: int | None = None) -> list[Crop]:
+def choose_crops(denoised: np.ndarray, residual: np.ndarray | None, side: int | None = None) -> list[Crop]:
     """Choose what to enlarge: most structure, flattest part, and where the residual is least like noise.
 
     Parameters
     ----------
-    denoised, residual : (y, x) array
-        The result and what was removed.
+    denoised : (y, x) array
+        The result.
+    residual : (y, x) array or None
+        What was removed; without it, the last of the three is left out.
     side : int, optional
         Pixels; a sixth of the shorter side by default, between 48 and 192.
 
@@ -150,7 +194,8 @@ def choose_crops(denoised: np.ndarray, residual: np.ndarray, side: int | None = 
     side = min(int(np.clip(shortest // 6, 48, 192)) if side is None else side, shortest)
     step = max(side // 2, 1)
     tops, lefts = (np.arange(0, size - side + 1, step) for size in denoised.shape)
-    smooth, coarse = _coarse(denoised), _coarse(residual)
+    ground = denoised if residual is None else residual
+    smooth, coarse = _coarse(denoised), _coarse(ground)
     structure, bias, empty = (np.zeros((len(tops), len(lefts))) for _ in range(3))
     for row, y in enumerate(tops):
         for column, x in enumerate(lefts):
@@ -158,7 +203,7 @@ def choose_crops(denoised: np.ndarray, residual: np.ndarray, side: int | None = 
             structure[row, column] = _slope(smooth[part])
             bias[row, column] = coarse[part].std() if coarse[part].size else 0.0
             # A masked-out border has no noise to look at: not the flat part that anyone wants to see.
-            empty[row, column] = np.ptp(residual[y : y + side : 3, x : x + side : 3]) == 0
+            empty[row, column] = np.ptp(ground[y : y + side : 3, x : x + side : 3]) == 0
     free = np.ones(structure.shape, bool)
     crops: list[Crop] = []
     wishes = [
@@ -166,7 +211,7 @@ def choose_crops(denoised: np.ndarray, residual: np.ndarray, side: int | None = 
         ("flattest part", np.where(empty > 0, -np.inf, -structure)),
         ("least like noise", bias),
     ]
-    for reason, score in wishes:
+    for reason, score in wishes if residual is not None else wishes[:2]:
         if not free.any():
             break
         row, column = divmod(int(np.argmax(np.where(free, score, -np.inf))), score.shape[1])
@@ -201,11 +246,6 @@ def _coarse(plane: np.ndarray, factor: int = 4) -> np.ndarray:
 def _slope(plane: np.ndarray) -> float:
     steps = [np.abs(np.diff(plane, axis=axis)) for axis in (0, 1)]
     return float(sum(step.mean() for step in steps if step.size))
-
-
-def _row_label(axes: Axes, text: str, limits: tuple[float, float]) -> None:
-    low, high = (canvas.short_number(value) for value in limits)
-    axes.set_ylabel(f"{text}\nblack {low}, white {high}", fontsize=canvas.TEXT_SIZE, color=canvas.INK)
 
 
 def _mark(axes: Axes, crops: list[Crop]) -> None:
@@ -257,11 +297,8 @@ def _residual_label(sigma: np.ndarray) -> str:
     return f"removed ÷ noise (1 is {low} grey levels where dark, {high} where bright)"
 
 
-def _caption(crops: list[Crop], note: str) -> str:
-    reading = (
-        "Every row has one contrast for raw and denoised. The right column is what was removed: it should "
-        "look like noise without shapes. Edges or objects in it are signal that was lost."
-    )
+def _caption(crops: list[Crop], note: str, other_grey_levels: bool) -> str:
+    reading = _TARGET_READING if other_grey_levels else _READING
     lines = [reading]
     if crops:
         lines.append(

@@ -10,6 +10,17 @@ from matplotlib.figure import Figure
 
 from . import canvas
 
+_CONTRAST = "All pictures of a row share one contrast."
+_READING = "It should look like pure noise: shapes of the specimen in it are structure that is lost."
+_TARGET_CONTRAST = (
+    "Prediction and target of a row share one contrast; the noisy patch, which may have other grey levels, "
+    "has its own."
+)
+_TARGET_READING = (
+    "It should be pale, or look like noise where the target is noisy: shapes in it are structure that is "
+    "lost or invented."
+)
+
 
 def sample_predictions_figure(
     patches: Sequence[Any],
@@ -24,7 +35,7 @@ def sample_predictions_figure(
     Parameters
     ----------
     patches, predictions : sequences of (y, x) arrays
-        Raw intensities.
+        Raw intensities; predictions are on the targets' grey levels, where there are targets.
     names : sequence of str
         Where each patch lies.
     targets : sequence of (y, x) arrays, optional
@@ -36,15 +47,11 @@ def sample_predictions_figure(
     matplotlib.figure.Figure
     """
     against = "noisy" if targets is None else "target"
+    contrast, reading = (_CONTRAST, _READING) if targets is None else (_TARGET_CONTRAST, _TARGET_READING)
     caption = (
         "Patches that are never trained on, from the one with the most structure to the one with the least; "
-        "the same ones after every epoch. All pictures of a row share one contrast. Difference: "
-        f"{against} minus prediction, red where the prediction is darker; one scale for all rows. "
-        + (
-            "It should look like pure noise: shapes of the specimen in it are structure that is lost."
-            if targets is None
-            else "It should be pale: shapes in it are structure that is lost or invented."
-        )
+        f"the same ones after every epoch. {contrast} Difference: {against} minus prediction, red where the "
+        f"prediction is darker; one scale for all rows. {reading}"
     )
     columns = 3 if targets is None else 4
     figure = canvas.new_canvas(title, caption, width=2.55 * columns + 1.4, height=2.45 * len(patches) + 1.6)
@@ -56,12 +63,12 @@ def sample_predictions_figure(
     spread = canvas.contrast_limits(np.abs(np.stack(differences)), 0, 99)[1]
     grid = figure.subplots(len(patches), columns, squeeze=False)
     for row, (patch, prediction, name) in enumerate(zip(patches, predictions, names, strict=True)):
-        limits = canvas.contrast_limits(canvas.plane_of(patch))
-        shown = [("noisy", patch), ("prediction", prediction)]
+        own = canvas.contrast_limits(canvas.plane_of(patch))
+        limits = own if targets is None else canvas.contrast_limits(canvas.plane_of(targets[row]))
+        shown = [("noisy", patch, own), ("prediction", prediction, limits)]
         if targets is not None:
-            limits = canvas.contrast_limits(canvas.plane_of(targets[row]))
-            shown.append(("target", targets[row]))
-        for axes, (column, plane) in zip(grid[row], shown, strict=False):
+            shown.append(("target", targets[row], limits))
+        for axes, (column, plane, limits) in zip(grid[row], shown, strict=False):
             canvas.show_image(axes, canvas.plane_of(plane), limits=limits, every_pixel=True)
             if row == 0:
                 canvas.panel_title(axes, column)

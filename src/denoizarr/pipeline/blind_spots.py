@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from denoizarr.errors import PatchTooLarge
+from denoizarr.errors import BadRequest, PatchTooLarge
 from denoizarr.kernels.blindspot import check_blind_spot, largest_percentage
 from denoizarr.training.noise_kernel import NoiseKernel
 from denoizarr.training.options import TrainingOptions
@@ -54,6 +56,39 @@ def fitting_blind_spots(kernel: NoiseKernel, options: TrainingOptions) -> BlindS
     return BlindSpots(mask, options, tuple(warnings))
 
 
+def check_one_pixel(options: TrainingOptions, stage: str) -> None:
+    """Refuse a stage that could not predict one pixel of a patch, whatever its kernel.
+
+    Parameters
+    ----------
+    options : TrainingOptions
+    stage : str
+        "stage1" or "stage2", for the message.
+
+    Raises
+    ------
+    BadRequest
+    """
+    pixel = np.ones((1,) * len(options.patch_shape), bool)
+    with naming(stage):
+        check_blind_spot(pixel, options.patch_shape, options.mask_percentage)
+
+
+@contextmanager
+def naming(stage: str) -> Iterator[None]:
+    """Put a stage before the key that a refusal names: "mask_percentage" becomes "stage1.mask_percentage"."""
+    try:
+        yield
+    except BadRequest as error:
+        raise type(error)(
+            error.what,
+            where=f"{stage}.{error.where}",
+            got=error.got,
+            expected=error.expected,
+            remedy=error.remedy,
+        ) from error
+
+
 def check_kernel_file(kernel: NoiseKernel, options: TrainingOptions, where: str) -> None:
     """Refuse a kernel from a file that does not fit stage 2's patches: someone chose it, so it is not cut.
 
@@ -69,11 +104,19 @@ def check_kernel_file(kernel: NoiseKernel, options: TrainingOptions, where: str)
             "the kernel is wider than the patch",
             where=f"stage2.mask_file_path, {where}",
             got=" x ".join(map(str, kernel.mask.shape)),
-            expected=f"at most {' x '.join(map(str, patch))} (y x x)",
+            expected=f"at most {' x '.join(map(str, patch))} (y, x)",
             remedy="choose a larger stage2.patch_size",
         )
     mask = kernel.mask.reshape((1,) * (len(options.patch_shape) - 2) + kernel.mask.shape)
-    check_blind_spot(mask, options.patch_shape, min(options.mask_percentage, largest_percentage(mask)))
+    with naming("stage2"):
+        check_blind_spot(mask, options.patch_shape, min(options.mask_percentage, largest_percentage(mask)))
+
+
+def kernel_in_words(kernel: NoiseKernel) -> str:
+    """Return what the log says of a kernel; a single pixel may mean that noise could not be measured."""
+    if kernel.is_single_pixel:
+        return f"a single pixel: {kernel.note or 'no structured noise'}"
+    return "{} x {} (y, x)".format(*kernel.mask.shape)
 
 
 def _cut_to(mask: NDArray[np.bool_], patch: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -17,11 +17,12 @@ from denoizarr.kernels.unet import build_network
 from denoizarr.selection.index_settings import IndexSettings
 from denoizarr.stores import locations
 from denoizarr.stores.images import as_images, reader_of
-from denoizarr.training.denoiser import Denoiser, Normalisation
+from denoizarr.training.denoiser import Denoiser
 from denoizarr.training.noise_kernel import NoiseKernel
+from denoizarr.training.normalisation import Normalisation
 from denoizarr.training.options import TrainingOptions
 
-from .blind_spots import check_kernel_file
+from .blind_spots import check_kernel_file, check_one_pixel, naming
 from .config import InputSettings, JobConfig, StageSettings
 from .where_to_look import settings_of
 
@@ -80,6 +81,8 @@ def check_job(job: JobConfig) -> CheckedJob:
     for label, options, settings in (("stage1", stage1, job.stage1), ("stage2", stage2, job.stage2)):
         if options is not None:
             _check_patch(images, options, label)
+            if job.target is None:
+                check_one_pixel(options, label)
             looks[label] = settings_of(job, images, settings)
             for mask in looks[label].masks:
                 check_apart(job.output.url, mask.urls)
@@ -138,16 +141,8 @@ def options_of(settings: StageSettings, label: str, images: int) -> TrainingOpti
     fields = settings.model_dump(include={field.name for field in dataclass_fields(TrainingOptions)})
     if settings.patches_per_image is not None:
         fields["patches_per_epoch"] = settings.patches_per_image * images
-    try:
+    with naming(label):
         return TrainingOptions(**fields)
-    except ConfigError as error:
-        raise ConfigError(
-            error.what,
-            where=f"{label}.{error.where}",
-            got=error.got,
-            expected=error.expected,
-            remedy=error.remedy,
-        ) from error
 
 
 def output_options(job: JobConfig) -> dict[str, Any]:
@@ -189,7 +184,7 @@ def _check_patch(images: tuple[xr.DataArray, ...], options: TrainingOptions, lab
                 "a patch does not fit into the image",
                 where=where,
                 got=" x ".join(map(str, patch)),
-                expected=f"at most {' x '.join(map(str, extent))} ({' x '.join(axes)})",
+                expected=f"at most {' x '.join(map(str, extent))} ({', '.join(axes)})",
             )
 
 

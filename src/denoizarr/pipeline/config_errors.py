@@ -10,6 +10,10 @@ from pydantic import BaseModel, ValidationError
 
 from denoizarr.errors import ConfigError
 
+_NOT_OF_A_JOB = {
+    "device": "leave it out: a job takes the GPU by itself where the machine has one, and the CPU where not",
+}
+
 
 def as_config_error(error: ValidationError, where: str, job: type[BaseModel]) -> ConfigError:
     """Turn pydantic's first finding into one line of ours.
@@ -28,7 +32,9 @@ def as_config_error(error: ValidationError, where: str, job: type[BaseModel]) ->
         for part in finding["loc"]
         if not str(part).startswith(("literal[", "constrained-", "function-"))
     ]
-    dotted = ".".join(place) or "the job"
+    dotted = ".".join(place)
+    if finding["type"] == "extra_forbidden" and place[-1] in _NOT_OF_A_JOB:
+        return ConfigError(f"unknown key {dotted!r}", where=where, remedy=_NOT_OF_A_JOB[place[-1]])
     if finding["type"] == "extra_forbidden":
         known = _keys_at(job, place[:-1])
         exact = [] if place[-1] not in _keys_anywhere(job) else _near_elsewhere(job, place[-1])
@@ -47,7 +53,7 @@ def as_config_error(error: ValidationError, where: str, job: type[BaseModel]) ->
     message = finding["msg"].removeprefix("Value error, ")
     value = finding.get("input")
     shown = None if isinstance(value, dict | BaseModel) else repr(value)
-    return ConfigError(f"{dotted}: {message}", where=where, got=shown)
+    return ConfigError(f"{dotted}: {message}" if dotted else message, where=where, got=shown)
 
 
 def _section_at(job: type[BaseModel], place: Sequence[str]) -> type[BaseModel] | None:

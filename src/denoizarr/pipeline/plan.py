@@ -18,6 +18,8 @@ from .config import JobConfig
 # The standard network (depth 2, 32 features) on one CPU core: voxels predicted, patch voxels trained.
 _PREDICTED_PER_SECOND = 0.44e6
 _TRAINED_PER_SECOND = 0.19e6
+# Worker processes, torch and the report, whatever the image: 20 to 30 s measured.
+_START_UP_SECONDS = 25.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,8 @@ class Plan:
     recompute_factor : float
         Voxels computed over voxels kept, largest of the images.
     seconds : float
-        A rough guess from constants of one CPU core, training included; within a factor of two.
+        A rough guess from constants of one CPU core, with training, start-up and report; within a factor of
+        two.
     problems : tuple of str
         Why the job would be refused; empty where it would start.
     """
@@ -90,7 +93,7 @@ def plan(config: JobConfig | Mapping[str, Any] | str | Path) -> Plan:
         bytes_written=times * sum(p.bytes_written for p in planned),
         bytes_per_worker=max(p.bytes_per_worker for p in planned),
         recompute_factor=max(p.recompute_factor for p in planned),
-        seconds=round(inference + training, 1),
+        seconds=round(_START_UP_SECONDS + inference + training, 1),
     )
 
 

@@ -39,13 +39,14 @@ from denoizarr.selection.image_statistics import ImageStatistics
 from denoizarr.selection.index_builder import index_of
 from denoizarr.selection.patch_index import PatchIndex
 from denoizarr.stores import locations, records
-from denoizarr.training.denoiser import Denoiser, Normalisation
+from denoizarr.training.denoiser import Denoiser
 from denoizarr.training.noise_kernel import NoiseKernel, extract_noise_kernel
+from denoizarr.training.normalisation import Normalisation
 from denoizarr.training.options import TrainingOptions
 from denoizarr.training.structure import StructuralNoiseExtractor
 from denoizarr.training.trainer import train
 
-from .blind_spots import fitting_blind_spots
+from .blind_spots import fitting_blind_spots, kernel_in_words
 from .checked_job import (
     CheckedJob,
     check_job,
@@ -307,10 +308,7 @@ def _noise_kernel(run: _Run, stage1: Denoiser | None) -> NoiseKernel | None:
         if kernel is None:
             kernel = _measured_kernel(run, stage1)
         kernel.save(url)
-        rows, columns = kernel.mask.shape
-        entry["note"] = (
-            "a single pixel: no structured noise" if kernel.is_single_pixel else f"{rows} x {columns} (y x x)"
-        )
+        entry["note"] = kernel_in_words(kernel)
         _LOG.info("noise kernel: %s", entry["note"])
     return kernel
 

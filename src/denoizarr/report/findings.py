@@ -24,16 +24,17 @@ class Findings:
     profile: IntensityProfile | None
 
 
-def findings_of(planes: Planes, mask: np.ndarray[Any, Any]) -> Findings:
+def findings_of(planes: Planes, mask: np.ndarray[Any, Any] | None) -> Findings:
     """Measure everything that pictures and words need, once.
 
     Parameters
     ----------
     planes : Planes
-    mask : (odd, odd) array of bool
-        The noise kernel; a single pixel where none was found.
+    mask : (odd, odd) array of bool, or None
+        The noise kernel; a single pixel where none was found. None where the network predicts a target: its
+        grey levels may be others, and raw minus denoised is then no noise.
     """
-    if planes.denoised is None:
+    if planes.denoised is None or mask is None:
         return Findings(planes, None, None, None, None)
     residual = planes.raw.astype(np.float64) - planes.denoised
     noise = noise_level(planes.raw, planes.denoised)

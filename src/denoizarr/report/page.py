@@ -119,7 +119,7 @@ def _findings(folder: RunFolder, pairs: list[ImagePair]) -> Findings | None:
         lambda: read_planes(pairs[0], align=align, channel=channel),
     )
     mask = np.ones((1, 1), bool) if folder.kernel is None else np.asarray(folder.kernel.mask, bool)
-    return None if planes is None else findings_of(planes, mask)
+    return None if planes is None else findings_of(planes, None if folder.has_target else mask)
 
 
 def _page(

@@ -59,7 +59,7 @@ class Section:
 def all_sections(run: RunFolder, findings: Findings | None) -> list[Section]:
     """Return the illustrated sections in the page's order."""
     return [
-        _before_and_after(findings),
+        _before_and_after(run, findings),
         _patches(run, findings),
         _training(run),
         _kernel(run),
@@ -71,7 +71,7 @@ def _picture(name: str, figure: Figure, description: str) -> Picture:
     return Picture(name, png_of(figure), description)
 
 
-def _before_and_after(findings: Findings | None) -> Section:
+def _before_and_after(run: RunFolder, findings: Findings | None) -> Section:
     title = "Result"
     if findings is None:
         return Section(
@@ -90,11 +90,13 @@ def _before_and_after(findings: Findings | None) -> Section:
         noise_sigma=sigma if findings.noise is None or findings.noise.gain > 0 else findings.noise.before,
         pixel_size_um=planes.pixel_size_um,
         note=f"Shown: {planes.where()}.",
+        other_grey_levels=run.has_target,
     )
     whole = planes.whole and not any(size > 1 for size in planes.shape[:-2])
     reason = "" if whole else ", chosen for being in the middle, not for its looks"
     text = f"Shown is {planes.where()}{reason}."
-    description = "One plane before and after denoising, what was removed, and enlarged parts of all."
+    removed = "" if run.has_target else " what was removed,"
+    description = f"One plane before and after denoising,{removed} and enlarged parts of all."
     return Section("comparison", title, (text,), (_picture("comparison", figure, description),))
 
 
@@ -208,6 +210,9 @@ def _kernel(run: RunFolder) -> Section:
 
 def _residual(run: RunFolder, findings: Findings | None) -> Section:
     title = "Residual"
+    if run.has_target:
+        why = "the result has the target's grey levels, and what raw and result differ by is not the noise"
+        return Section("residual", title, absent=(f"What was removed is not checked: {why}.",))
     if findings is None or findings.check is None or findings.residual is None:
         return Section(
             "residual", title, absent=("There is no result to check, or nothing was removed from it.",)

@@ -150,7 +150,9 @@ class PatchIndex:
         return Cells(self.dims, self.shapes[number], self.patch_size)
 
     def summary(self) -> str:
-        """Return the log line that says what the filter did."""
+        """Return the log line that says what filter, mask and regions of interest did."""
+        if not self.settings.keys() & {"name", "mask", "roi"}:
+            return f"{self.n_patches} patches."
         if "roi" not in self.settings:
             found = f"Found {self.n_background} background regions."
         else:

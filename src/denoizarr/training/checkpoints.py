@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
+import signal
+import threading
 import time
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 from denoizarr.errors import LedgerMismatch, ModelError
 from denoizarr.stores import locations
-from denoizarr.stores.records import digest
+from denoizarr.stores.records import canonical, digest
 
 from .tensor_files import Weights, read_tensors, tensors_digest, write_tensors
 
 _LOG = logging.getLogger(__name__)
-_FORMAT, _VERSION = "denoizarr-checkpoint", 2
+_FORMAT, _VERSION = "denoizarr-checkpoint", 3
 _NAME = re.compile(r"^step-(\d{9})\.safetensors$")
 _KEPT = 3
 
@@ -33,10 +39,16 @@ class Checkpoints:
         Names all that decides the weights; a checkpoint of another identity is refused.
     minutes : float
         Longest time between two of them.
+    parts : mapping, optional
+        What the identity is made of, JSON-able, by name: a checkpoint of another identity is refused by the
+        names of those that differ.
     """
 
-    def __init__(self, url: str, identity: str, *, minutes: float = 0.0) -> None:
+    def __init__(
+        self, url: str, identity: str, *, minutes: float = 0.0, parts: Mapping[str, Any] | None = None
+    ) -> None:
         self.url, self.identity, self.minutes = url, identity, minutes
+        self.parts: dict[str, Any] = json.loads(canonical(dict(parts or {})))
         self._saved = time.monotonic()
 
     def are_due(self) -> bool:
@@ -56,6 +68,7 @@ class Checkpoints:
             "version": _VERSION,
             "steps_done": step,
             "identity": self.identity,
+            "parts": self.parts,
         }
         header["digest"] = _digest(header, tensors)
         own = f"step-{step:09d}.safetensors"
@@ -73,7 +86,7 @@ class Checkpoints:
         Raises
         ------
         LedgerMismatch
-            The folder holds the checkpoints of another training.
+            The folder holds the checkpoints of another training, or of another version of this package.
         """
         for name in self._names():
             where = locations.join(self.url, name)
@@ -92,18 +105,99 @@ class Checkpoints:
         return sorted((n for n in locations.list_names(self.url) if _NAME.match(n)), reverse=True)
 
     def _check(self, header: dict[str, Any], tensors: Weights, where: str) -> None:
-        if (header["format"], header["version"]) != (_FORMAT, _VERSION):
-            raise ModelError("a file of another kind or version", where=where, got=header["format"])
+        kind = header["format"], header["version"]
+        if kind[0] == _FORMAT and kind[1] != _VERSION:
+            # It may be whole: to take it for damaged would be to write over it.
+            raise LedgerMismatch(
+                "the checkpoint is of another version of this package",
+                where=where,
+                got=kind,
+                expected=(_FORMAT, _VERSION),
+                remedy="go on with that version, or use another checkpoint folder",
+            )
+        if kind[0] != _FORMAT:
+            raise ModelError("a file of another kind", where=where, got=kind, expected=(_FORMAT, _VERSION))
         if header["digest"] != _digest(header, tensors):
             raise ModelError("the content does not have the recorded digest", where=where)
         if header["identity"] != self.identity:
+            found = header.get("parts") or {}
+            names = differing_parts(found, self.parts)
+            told: dict[str, tuple[Any, Any]]
+            told = {name: (found.get(name), self.parts.get(name)) for name in names}
+            told = told or {"identity": (header["identity"], self.identity)}
             raise LedgerMismatch(
-                "the checkpoint is of another training: other options, kernel, image, index or normalisation",
-                where=where,
-                got=header["identity"],
-                expected=self.identity,
+                "the checkpoint is of another training",
+                where=", ".join((where, *told)),
+                got=", ".join(str(got) for got, _ in told.values()),
+                expected=", ".join(str(expected) for _, expected in told.values()),
                 remedy="use another checkpoint folder, or delete this one to begin anew",
             )
+
+
+class StopSignals:
+    """Puts off SIGTERM and Ctrl-C inside the block until the state is saved, then lets them do what they did.
+
+    Only where a handler can be set: in the main thread. A second signal is not put off.
+
+    Parameters
+    ----------
+    wanted : bool
+        Whether to do so at all: there is somewhere to save to, and no other process waits for this one.
+    """
+
+    def __init__(self, wanted: bool) -> None:
+        self._wanted = wanted and threading.current_thread() is threading.main_thread()
+        self._before: dict[int, Callable[[int, FrameType | None], Any] | int] = {}
+        self._put_off: tuple[int, FrameType | None] | None = None
+
+    @property
+    def are_pending(self) -> bool:
+        """Whether one has come."""
+        return self._put_off is not None
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT) if self._wanted else ():
+            handler = signal.getsignal(number)
+            if callable(handler) or handler == signal.SIG_DFL:
+                self._before[number] = handler
+                signal.signal(number, self._put_it_off)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+        if kind is None:
+            self.obey()
+
+    def obey(self) -> None:
+        """Do what the signal that has come would have done, if one has."""
+        if self._put_off is not None:
+            (number, frame), self._put_off = self._put_off, None
+            before = self._restore()[number]
+            if callable(before):
+                before(number, frame)
+            else:
+                os.kill(os.getpid(), number)
+
+    def _put_it_off(self, number: int, frame: FrameType | None) -> None:
+        is_second, self._put_off = self.are_pending, (number, frame)
+        if is_second:
+            self.obey()
+        else:
+            name = signal.Signals(number).name
+            _LOG.info("%s: training stops when this step is done and saved; once more stops it now", name)
+
+    def _restore(self) -> dict[int, Callable[[int, FrameType | None], Any] | int]:
+        for number, handler in self._before.items():
+            if signal.getsignal(number) == self._put_it_off:
+                signal.signal(number, handler)
+        return self._before
+
+
+def differing_parts(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Return the names of those parts of two identities that are not equal."""
+    return [n for n in sorted(first.keys() | second.keys()) if first.get(n) != second.get(n)]
 
 
 def _digest(header: dict[str, Any], tensors: Weights) -> str:

@@ -26,8 +26,17 @@ from denoizarr.stores.records import digest
 from .bioimageio import write_package
 from .exactness import exact_cuda
 from .model_file import read_model, write_model
-from .model_header import AXES, FORMAT, VERSION, PixelSize, checked_pixel_size, checked_target, network_entry
-from .normalisation import Normalisation as Normalisation
+from .model_header import (
+    AXES,
+    FORMAT,
+    VERSION,
+    PixelSize,
+    checked_pixel_size,
+    checked_record,
+    checked_target,
+    network_entry,
+)
+from .normalisation import Normalisation
 from .own_network import OwnNetwork, peak_bytes_per_voxel
 from .tensor_files import Weights, tensors_digest
 
@@ -86,7 +95,8 @@ class Denoiser:
     Raises
     ------
     BadRequest, ConfigError
-        Kernel, normalisation or pixel size do not fit the network.
+        Kernel, normalisation or pixel size do not fit the network; or training or provenance hold what JSON
+        does not, such as a number that is not finite.
     """
 
     def __init__(
@@ -113,7 +123,8 @@ class Denoiser:
         )
         check_kernel(self.blind_spot, network.ndim)
         self.pixel_size = checked_pixel_size(pixel_size, self.axes)
-        self.training, self.provenance = dict(training or {}), dict(provenance or _this_software())
+        self.training = checked_record(training or {}, "training")
+        self.provenance = checked_record(provenance or _this_software(), "provenance")
         if isinstance(network, OwnNetwork):
             self.halo, self.stride = network.halo, network.stride
         else:
@@ -267,8 +278,9 @@ class Denoiser:
         """Write the model to one file, replacing it whole, and return its path; ``.safetensors`` is added."""
         header = self._deciding_header() | {
             "pixel_size": self.pixel_size,
-            "training": self.training,
-            "provenance": self.provenance,
+            # Checked again: they may have been changed since.
+            "training": checked_record(self.training, "training"),
+            "provenance": checked_record(self.provenance, "provenance"),
         }
         where = _named(url)
         write_model(where, header, self.network, self._weights)

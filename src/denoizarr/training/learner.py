@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from .processes import Processes
 from .tensor_files import Weights
 
 _ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+_STEP = "step"
 _SEEDS = 2**63
 
 
@@ -34,6 +36,8 @@ class Learner:
         Maps (n, 1, [z,] y, x) to the same shape; it is moved to the device and trained in place.
     processes : Processes
         This one and those that train with it.
+    own : bool
+        Whether the network is a user's: it may draw at random, and leave parameters out of a step.
 
     Attributes
     ----------
@@ -43,7 +47,9 @@ class Learner:
         Learning rate of the last step.
     """
 
-    def __init__(self, options: TrainingOptions, network: nn.Module, processes: Processes) -> None:
+    def __init__(
+        self, options: TrainingOptions, network: nn.Module, processes: Processes, *, own: bool = False
+    ) -> None:
         self.options, self.processes, self.device = options, processes, processes.device
         self.steps_done, self.rate = 0, options.learning_rate
         ndim = len(options.patch_shape)
@@ -53,18 +59,17 @@ class Learner:
         self._parameters = {n: p for n, p in self.network.named_parameters() if p.requires_grad}
         self._optimiser = torch.optim.Adam(self._parameters.values(), lr=options.learning_rate, fused=True)
         self._averaged, self._copied = _pairs(self.average, self.network)
-        parallel = processes.parallel(self.network)
+        parallel = processes.parallel(self.network, may_skip_parameters=own)
         self._forward: Any = torch.compile(parallel) if options.compile else parallel
 
     def learn(self, batch: Batch, rate: float) -> Tensor:
         """Take one step at this learning rate; return the loss before it, in variances, on the device.
 
-        The loss is the mean over all processes, so that all of them know when it is no longer finite.
+        The loss is the mean over all processes, so that all of them know when it, or a gradient, is no longer
+        finite: it is NaN then.
         """
         self.network.train()
-        # An own network may draw (dropout); ours does not.
-        draw = self.options.seed + self.steps_done * self.processes.count + self.processes.rank
-        torch.manual_seed(draw % _SEEDS)
+        self._seed_draws()
         with self._mixed_precision(), _compiling(self.options.compile):
             predicted = self._forward(_fold_channels(batch.source))
         loss = self._loss_of(predicted, batch)
@@ -73,11 +78,22 @@ class Learner:
         self.rate = rate
         for group in self._optimiser.param_groups:
             group["lr"] = rate
-        nn.utils.clip_grad_norm_(self._parameters.values(), self.options.gradient_clip, foreach=True)
+        norm = nn.utils.clip_grad_norm_(self._parameters.values(), self.options.gradient_clip, foreach=True)
         self._optimiser.step()
         self.steps_done += 1
         self._follow()
-        return self.processes.mean(loss.detach())
+        # A finite loss may have a gradient that is not: told by way of the loss, without waiting for a GPU.
+        is_finite = norm.isfinite().to(loss.device)
+        return self.processes.mean(torch.where(is_finite, loss.detach(), math.nan))
+
+    def _seed_draws(self) -> None:
+        """Let what an own network draws in a step (dropout) be a function of the step; ours draws nothing."""
+        draw = self.options.seed + self.steps_done * self.processes.count + self.processes.rank
+        torch.default_generator.manual_seed(draw % _SEEDS)
+        if self.device.type == "cuda":
+            # Of this device alone: torch.manual_seed would leave a trace in the generators of all others.
+            with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(draw % _SEEDS)
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -127,11 +143,15 @@ class Learner:
 
     def state(self) -> Weights:
         """Return all that the next step depends on, as tensors on the CPU."""
-        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        tensors: Weights = {}
+        for prefix, module in (("network", self.network), ("average", self.average)):
+            tensors |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
+            passing = _passing_buffers(module)
+            tensors |= {f"passing.{prefix}.{name}": value for name, value in passing.items()}
         for name, parameter in self._parameters.items():
+            # Nothing where it had no gradient yet; fewer steps than others where it had not always one.
             moments = self._optimiser.state.get(parameter, {})
-            tensors |= {f"adam.{moment}.{name}": moments[moment] for moment in _ADAM_MOMENTS if moments}
+            tensors |= {f"adam.{part}.{name}": moments[part] for part in (_STEP, *_ADAM_MOMENTS) if moments}
         return _on_cpu(tensors)
 
     def restore(self, tensors: Weights, steps_done: int) -> None:
@@ -143,17 +163,19 @@ class Learner:
             A tensor is missing or does not fit.
         """
         try:
-            self.network.load_state_dict(_below("network.", tensors))
-            self.average.load_state_dict(_below("average.", tensors))
+            for prefix, module in (("network", self.network), ("average", self.average)):
+                module.load_state_dict(_below(f"{prefix}.", tensors))
+                for name, buffer in _passing_buffers(module).items():
+                    buffer.copy_(tensors[f"passing.{prefix}.{name}"])
             for name, parameter in self._parameters.items():
-                moments: dict[str, Any] = {
+                if f"adam.{_STEP}.{name}" not in tensors:
+                    continue
+                moments = {
                     moment: torch.empty_like(parameter).copy_(tensors[f"adam.{moment}.{name}"])
                     for moment in _ADAM_MOMENTS
-                    if steps_done
                 }
-                if moments:
-                    step = torch.tensor(float(steps_done), device=self.device)
-                    self._optimiser.state[parameter] = {"step": step} | moments
+                step = tensors[f"adam.{_STEP}.{name}"].to(self.device, copy=True)
+                self._optimiser.state[parameter] = {_STEP: step} | moments
         except (KeyError, RuntimeError) as error:
             raise ModelError(
                 "the checkpoint does not fit the network", got=str(error).split("\n")[0]
@@ -197,6 +219,12 @@ def _compiling(wanted: bool) -> Iterator[None]:
 def _fold_channels(patches: Tensor) -> Tensor:
     """Return (n, c, [z,] y, x) as (n * c, 1, [z,] y, x): the network sees one channel at a time."""
     return patches.reshape(-1, 1, *patches.shape[2:])
+
+
+def _passing_buffers(module: nn.Module) -> Weights:
+    """Return the buffers that a module keeps out of its state: a step may depend on them all the same."""
+    kept = module.state_dict().keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name not in kept}
 
 
 def _on_cpu(tensors: Weights) -> Weights:

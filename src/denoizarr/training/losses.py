@@ -117,7 +117,7 @@ class Losses:
             waiting.arrived.synchronize()
         self.last = float(waiting.loss)
         if not math.isfinite(self.last):
-            when = f"epoch {waiting.epoch}, step {self.count + 1},"
+            when = f"epoch {waiting.epoch}, step {waiting.step},"
             raise not_finite(waiting.batch.item, when, alone=self._alone)
         self.total += self.last
         self.count += 1
@@ -145,9 +145,9 @@ def not_finite(item: dict[str, Tensor], when: str, *, alone: bool = True) -> Den
 
 
 def diverged(where: str, *, alone: bool = True) -> BadRequest:
-    """Return the error that says that a loss is no finite number though the data are."""
+    """Return the error that says that a loss or its gradient is no finite number though the data are."""
     return BadRequest(
-        "the loss is no longer a finite number",
+        "the loss or its gradient is no longer a finite number",
         where=where,
         remedy=("" if alone else "see which patches another process names, or ")
         + "lower learning_rate or gradient_clip",

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from denoizarr.errors import ModelError
+from denoizarr.errors import BadRequest, ModelError
 from denoizarr.kernels.unet import NetworkShape, build_network
 
 from .model_header import ModelHeader, file_digest, parsed_header
-from .own_network import OwnNetwork, example_answer, measure_network
+from .network_reach import WIDEST_HALO, WIDEST_STRIDE
+from .own_network import OwnNetwork, example_answer, proven_network
 from .tensor_files import Weights, check_tensors, read_header, read_tensors, write_tensors
 
 # Another machine rounds otherwise; another network differs in the first digits.
@@ -87,17 +88,40 @@ def _structure(
             got=header.network,
             remedy="load it with Denoiser.load(url, network=module)",
         )
-    measured = given if isinstance(given, OwnNetwork) else measure_network(given, header.ndim)
-    for name in ("halo", "stride"):
-        if getattr(measured, name) != getattr(header, name):
-            raise ModelError(
-                f"{measured.description} is not the network that was trained, {header.network}",
-                where=f"{where}, {name}",
-                got=getattr(measured, name),
-                expected=getattr(header, name),
-            )
+    module = _fitting(header, given, where)
     # A class that has moved to another module since is still the same network: the file's name for it stays.
-    return OwnNetwork(measured.module, measured.ndim, measured.halo, measured.stride, header.network)
+    return OwnNetwork(module, header.ndim, header.halo, header.stride, header.network)
+
+
+def _fitting(header: ModelHeader, given: nn.Module | OwnNetwork, where: str) -> nn.Module:
+    """Return the module of a network whose tiles equal the whole with the header's stride and halo."""
+    if isinstance(given, OwnNetwork):
+        for name in ("halo", "stride"):
+            if getattr(given, name) != getattr(header, name):
+                raise ModelError(
+                    f"{given.description} is not the network that was trained, {header.network}",
+                    where=f"{where}, {name}",
+                    got=getattr(given, name),
+                    expected=getattr(header, name),
+                )
+        return given.module
+    # Beyond, no network is ever measured: a damaged header must not make us run one over a gigabyte.
+    for name, lengths, widest in (
+        ("halo", header.halo, WIDEST_HALO),
+        ("stride", header.stride, WIDEST_STRIDE),
+    ):
+        if max(lengths) > widest:
+            expected = f"at most {widest}"
+            raise ModelError("out of range", where=f"{where}, {name}", got=lengths, expected=expected)
+    unlike = f"the network is not the one that was trained, {header.network}"
+    reach = f"halo {header.halo} and stride {header.stride}"
+    try:
+        proven = proven_network(given, header.stride, header.halo)
+    except BadRequest as error:
+        raise ModelError(unlike, where=f"{where}, network", got=str(error), expected=reach) from error
+    if proven is None:
+        raise ModelError(f"{unlike}: it reaches farther", where=f"{where}, halo", expected=reach)
+    return proven.module
 
 
 def _check_answer(network: OwnNetwork, weights: Weights, header: ModelHeader, where: str) -> None:

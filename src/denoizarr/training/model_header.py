@@ -18,6 +18,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from denoizarr.errors import ConfigError, DenoizarrError, ModelError
 from denoizarr.kernels.blind_spot_rules import check_kernel
 from denoizarr.kernels.unet import NetworkShape, halo_of
-from denoizarr.stores.records import digest
+from denoizarr.stores.records import canonical, digest
 
 from .normalisation import Normalisation
 from .own_network import OwnNetwork
@@ -58,7 +59,7 @@ class ModelHeader:
     blind_spot : ndarray of bool, odd extents
     pixel_size : dict or None
     example : tuple of float or None
-        What one's own network answers to :func:`~denoizarr.training.denoiser.example_answer`'s tile.
+        What one's own network answers to :func:`~denoizarr.training.own_network.example_answer`'s tile.
     training, provenance : dict
     digest : str
     """
@@ -132,8 +133,8 @@ def parsed_header(header: Mapping[str, Any], where: str) -> ModelHeader:
         blind_spot=read("blind_spot", lambda value: _kernel(value, n)),
         pixel_size=read("pixel_size", lambda value: checked_pixel_size(value, axes)),
         example=read("example", lambda value: _example(value, shape)),
-        training=read("training", _mapping),
-        provenance=read("provenance", _mapping),
+        training=read("training", lambda value: checked_record(value, "training")),
+        provenance=read("provenance", lambda value: checked_record(value, "provenance")),
         digest=read("digest", _text),
     )
 
@@ -192,6 +193,26 @@ def checked_target(target: Normalisation | None, source: Normalisation) -> Norma
             expected=len(source.mean),
         )
     return target
+
+
+def checked_record(value: Any, name: str) -> dict[str, Any]:
+    """Return a copy of what is written for people, after a check that JSON holds it as it is.
+
+    Raises
+    ------
+    ConfigError
+        It is no dict, or holds a number that is not finite, a text that is no Unicode, or another object.
+    """
+    try:
+        copied: dict[str, Any] = json.loads(canonical(_mapping(value)).encode())
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            "not a JSON object",
+            where=name,
+            got=str(error).split("\n")[0][:200],
+            expected="texts, finite numbers, True, False, None, and lists and dicts of them",
+        ) from error
+    return copied
 
 
 def _axes(value: Any) -> str:
@@ -275,7 +296,12 @@ def _text(value: Any) -> str:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= _LONGEST_TEXT
+    # Half of a surrogate pair is a str of Python's, but cannot be written.
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= _LONGEST_TEXT
+        and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    )
 
 
 def _is_number(value: Any) -> bool:

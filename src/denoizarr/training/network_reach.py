@@ -6,12 +6,14 @@ Along each axis in turn, the others as short as the network takes them:
    through convolutions, pooling, norms and activations alike. Where a network lets it vanish (``where`` and
    comparisons do), the gradient of an output, with positive weights, shows what it reads. Both are taken.
 2. *Stride.* The smallest shift of the input that shifts the output by as much.
-3. *Halo.* For each phase of the stride, how far the support reaches beyond the stride's cell::
+3. *Halo.* How many cells of the stride away what a whole cell reaches, or reads, lies::
 
        first                    cell of one stride                    last
-       |<------ halo ------>|-----------voxel------|<------ halo ------>|
+       |<------ halo ------>|----- not a number ------|<------ halo ------>|
 
 4. *Proof.* Tiles equal the whole in float64, with random weights and with the network's own.
+
+The search runs in float32, several times as fast; where its proof fails, it is repeated in float64.
 
 Source: Luo et al. 2016, "Understanding the effective receptive field", for the gradient.
 """
@@ -20,6 +22,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -27,22 +31,29 @@ from torch import Tensor, nn
 from denoizarr.errors import BadRequest
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import round_up
-from denoizarr.geometry.tiling import tiles_of
+from denoizarr.geometry.tiling import tile_for
 
-# With many divisors, for a network that wants a multiple of 2, 3, 4, 6, 8, 12, 16, 24, 32, 48 or 64; each is
-# taken where the one before is filled by the support of a single voxel.
-_LENGTHS = (192, 384, 768, 1536)
+WIDEST_STRIDE, WIDEST_HALO = 64, 768
+
+# With many divisors, for a network that wants a multiple of 2, 3, 4, 6, 8, 12, 16, 24, 32, 48 or 64.
+_LENGTH, _LONGEST = 192, 1536
 _EXTENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-_WIDEST_STRIDE = 64
-# Of what is run at once: 64 channels in float64 are unrolled into 300 MB.
-_VOXELS = {2: 2**16, 3: 2**15}
 # Across the axis that is measured.
 _WIDEST_SIDE = {2: 16, 3: 8}
 # Of the output's standard deviation; off the stride's grid tiles differ by 1e-2 to 1 (measured).
-_EQUAL = 1e-9
+_EQUAL = {torch.float32: 1e-4, torch.float64: 1e-9}
+
+# The proof. Where tiles can be cut along all axes at once:
+_VOXELS = {2: 2**14, 3: 2**15}
+# As long as the tiles that predictions are made of, and longer where that costs little.
+_TILE, _LONG_TILE, _LONG_VOXELS = {2: 512, 3: 64}, 2048, 2**13
+# The quiet tile between two spikes exceeds no threshold that the whole image does not exceed.
+_QUIET, _SPIKES = 0.5, (1e3, -5e2)
+
+Lengths = tuple[int, ...]
 
 
-def measured_reach(module: nn.Module, ndim: int, description: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def measured_reach(module: nn.Module, ndim: int, description: str) -> tuple[Lengths, Lengths]:
     """Return stride and halo per axis, in voxels; the halo is a multiple of the stride.
 
     Parameters
@@ -56,21 +67,52 @@ def measured_reach(module: nn.Module, ndim: int, description: str) -> tuple[tupl
     Raises
     ------
     BadRequest
-        It does not map an image to an image, is not repeatable, or sees the whole tile.
+        It does not map an image to an image, is not repeatable, does not depend on its weights, or sees the
+        whole tile.
     """
+    with _measuring():
+        given = _copied(module, description).to("cpu", torch.float64).eval()
+        random = _reweighted(given, positive=False)
+        for dtype in (torch.float32, torch.float64):
+            search = _Search(given, random, dtype, description, ndim)
+            if dtype == torch.float32:
+                _check_answers(given, _noise((search.shortest,) * ndim), description)
+            axes = [search.along(axis) for axis in range(ndim)]
+            stride, halo = tuple(s for s, _ in axes), tuple(h for _, h in axes)
+            if _is_local(random, stride, halo, description, long=True) and _is_local(
+                given, stride, halo, description, long=False
+            ):
+                _check_batch(
+                    random, _noise((2, *(round_up(_WIDEST_SIDE[ndim], s) for s in stride))), description
+                )
+                return stride, halo
+        raise search.sees_the_whole_tile()
+
+
+def reach_holds(module: nn.Module, description: str, stride: Lengths, halo: Lengths) -> bool:
+    """Tell whether tiles with this stride and halo equal the whole: the proof without the search.
+
+    Raises
+    ------
+    BadRequest
+        It does not map an image to an image.
+    """
+    with _measuring():
+        given = _copied(module, description).to("cpu", torch.float64).eval()
+        random = _reweighted(given, positive=False)
+        checked_output(copy.deepcopy(random).float(), _noise(stride).float()[None, None], description)
+        return _is_local(random, stride, halo, description, long=True)
+
+
+@contextmanager
+def _measuring() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the runs are many and small: handing them to threads costs more than it saves
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            given = _copied(module, description).to("cpu", torch.float64).eval()
-            network = _Measured(given, ndim, description)
-            axes = [network.along(axis) for axis in range(ndim)]
-            stride, halo = tuple(s for s, _ in axes), tuple(h for _, h in axes)
-            for weights in (network.random, given):
-                network.prove(weights, stride, halo)
+            yield
     finally:
         torch.set_num_threads(threads)
-    return stride, halo
 
 
 def checked_output(module: nn.Module, tile: Tensor, description: str) -> Tensor:
@@ -103,143 +145,224 @@ def checked_output(module: nn.Module, tile: Tensor, description: str) -> Tensor:
     return answer
 
 
-class _Measured:
-    """A network with random weights, and with positive ones, whose gradients do not cancel."""
+class _Search:
+    """Finds stride and halo, with random weights and positive ones, whose gradients do not cancel."""
 
-    def __init__(self, given: nn.Module, ndim: int, description: str) -> None:
-        self.ndim, self.description = ndim, description
-        self.random, self.positive = _reweighted(given, positive=False), _reweighted(given, positive=True)
+    def __init__(
+        self, given: nn.Module, random: nn.Module, dtype: torch.dtype, description: str, ndim: int
+    ) -> None:
+        self.dtype, self.description, self.ndim = dtype, description, ndim
+        self.random = copy.deepcopy(random).to(dtype)
+        self.positive = _reweighted(given, positive=True).to(dtype)
         self.shortest = self._shortest_extent()
-        tile = _noise((self.shortest,) * ndim)
-        answer = self._run(given, tile)
-        if not torch.isfinite(answer).all():
-            raise BadRequest("the network's answer is not finite", where=description)
-        if not torch.equal(answer, self._run(given, tile)):
-            raise BadRequest("the network answers otherwise when asked again", where=description)
+        self._check_weights()
 
     def along(self, axis: int) -> tuple[int, int]:
         """Return stride and halo along one axis."""
-        for length in _LENGTHS:
-            # Narrow, because attention costs the square of what it sees.
-            narrow = tuple(length if a == axis else self.shortest for a in range(self.ndim))
-            first, last = self._support(narrow, axis, length // 2)
-            margin = max(length // 2 - first, last - length // 2) + _WIDEST_STRIDE
-            if 2 * margin + _WIDEST_STRIDE <= length:
+        # Most networks take multiples of their stride alone, so that the shortest extent is the stride.
+        for widest in (self.shortest, WIDEST_STRIDE):
+            length, margin = self._room(axis, widest)
+            period = self._period(self._shape(axis, length), axis, margin, widest)
+            if period is not None:
                 break
         else:
-            raise self._sees_the_whole_tile()
-        shape = self._shape(axis, length)
-        stride = self._accepted_stride(axis, self._period(shape, axis, margin))
-        start = length // 2 // stride * stride
-        halo = 0
-        for voxel in range(start, start + stride):
-            first, last = self._support(shape, axis, voxel)
-            # From the voxel that is read to the border of the cell of stride whose output reads it.
-            halo = max(halo, voxel - (first // stride * stride + stride - 1), last // stride * stride - voxel)
-            first, last = self._read_by(shape, axis, voxel)
-            halo = max(halo, start - first, last - (start + stride - 1))
-        return stride, round_up(halo, stride)
+            raise self.sees_the_whole_tile()
+        stride = self._accepted_stride(axis, period)
+        if stride > widest:
+            length, _ = self._room(axis, stride)
+        shape, start = self._shape(axis, length), length // 2 // stride * stride
+        ends = (*self._support(shape, axis, start, stride), *self._read_by(shape, axis, start, stride))
+        return stride, stride * max(abs(end // stride - start // stride) for end in ends)
 
-    def prove(self, module: nn.Module, stride: tuple[int, ...], halo: tuple[int, ...]) -> None:
-        """Compare tiles with the whole: cut along each axis, and along all where that is small enough."""
-        full = tuple(2 * h + round_up(max(6 * s, 16), s) for h, s in zip(halo, stride, strict=True))
-        shapes = [self._shape(axis, full[axis], stride) for axis in range(self.ndim)]
-        if math.prod(full) <= _VOXELS[self.ndim]:
-            shapes.append(full)
-        for shape in shapes:
-            image = _noise(shape)
-            whole = self._run(module, image)
-            tolerance = _EQUAL * float(whole.std())
-            batch = checked_output(module, torch.stack((image, image.flip(-1)))[:, None], self.description)
-            if not bool(((batch[0, 0] - whole).abs() <= tolerance).all()):
-                raise BadRequest("the network mixes the images of a batch", where=self.description)
-            sides = [round_up(n // 3, s) for n, s in zip(shape, stride, strict=True)]
-            for tile in tiles_of(Box.whole(shape), sides, shape, halo, stride):
-                answer = self._run(module, image[tile.read.slices])[
-                    tile.valid.relative_to(tile.read.start).slices
-                ]
-                if not bool(((answer - whole[tile.valid.slices]).abs() <= tolerance).all()):
-                    raise self._sees_the_whole_tile()
+    def _room(self, axis: int, slack: int) -> tuple[int, int]:
+        """Return a length, and how far from its ends no border is felt, for strides of at most ``slack``."""
+        length = _LENGTH
+        while length <= _LONGEST:
+            # Narrow, because attention costs the square of what it sees.
+            narrow = tuple(length if a == axis else self.shortest for a in range(self.ndim))
+            middle = length // 2
+            first, last = self._support(narrow, axis, middle, 1)
+            if first > 0 and last < length - 1:
+                reach = max(middle - first, last - middle)
+                length = max(round_up(2 * (reach + 2 * slack), _LENGTH), _LENGTH)
+                if length > _LONGEST:
+                    break
+                return length, reach + slack
+            length *= 2
+        raise self.sees_the_whole_tile()
+
+    def _shape(self, axis: int, length: int) -> tuple[int, ...]:
+        return _shape(axis, length, (self.shortest,) * self.ndim)
 
     def _run(self, module: nn.Module, image: Tensor) -> Tensor:
         return checked_output(module, image[None, None], self.description)[0, 0]
 
-    def _shape(self, axis: int, length: int, stride: tuple[int, ...] | None = None) -> tuple[int, ...]:
-        """Return a shape long along one axis and as wide along the others as memory lets it be."""
-        side = min(int((_VOXELS[self.ndim] / length) ** (1 / (self.ndim - 1))), _WIDEST_SIDE[self.ndim])
-        steps = stride or (self.shortest,) * self.ndim
-        return tuple(length if a == axis else max(side // s, 1) * s for a, s in enumerate(steps))
-
     def _shortest_extent(self) -> int:
         for extent in _EXTENTS:
             try:
-                self._run(self.random, _noise((extent,) * self.ndim))
+                self._run(self.random, _noise((extent,) * self.ndim).to(self.dtype))
             except BadRequest as error:
                 refused = error
             else:
                 return extent
         raise refused
 
-    def _support(self, shape: tuple[int, ...], axis: int, voxel: int) -> tuple[int, int]:
-        """Return the first and last output, along the axis, that a voxel of the input reaches."""
-        image = _noise(shape)
-        image[self._at(shape, axis, voxel)] = math.nan
-        reached = _along(self._run(self.random, image).isnan(), axis)
-        return (int(reached.min()), int(reached.max())) if len(reached) else (voxel, voxel)
-
-    def _read_by(self, shape: tuple[int, ...], axis: int, voxel: int) -> tuple[int, int]:
-        """Return the first and last voxel of the input, along the axis, that an output depends on."""
+    def _check_weights(self) -> None:
+        weights = [p.requires_grad_() for p in self.positive.parameters() if p.is_floating_point()]
         with torch.enable_grad():
-            image = _noise(shape).abs().requires_grad_()
+            answer = self._run(self.positive, _noise((self.shortest,) * self.ndim).to(self.dtype))
+            gradients = (
+                torch.autograd.grad(answer.sum(), weights, allow_unused=True) if answer.requires_grad else ()
+            )
+        if all(gradient is None for gradient in gradients):
+            raise BadRequest(
+                "the network's output does not depend on its weights, or no gradient reaches them: "
+                "it cannot be trained",
+                where=self.description,
+            )
+        self.positive.requires_grad_(False)
+
+    def _support(self, shape: tuple[int, ...], axis: int, start: int, width: int) -> tuple[int, int]:
+        """Return the first and last output, along the axis, that some voxels of the input reach."""
+        image = _noise(shape).to(self.dtype)
+        image.narrow(axis, start, width).fill_(math.nan)
+        return _ends(self._run(self.random, image).isnan(), axis, start)
+
+    def _read_by(self, shape: tuple[int, ...], axis: int, start: int, width: int) -> tuple[int, int]:
+        """Return the first and last voxel of the input, along the axis, that some outputs depend on."""
+        with torch.enable_grad():
+            image = _noise(shape).to(self.dtype).abs().requires_grad_()
             answer = self._run(self.positive, image)
             if not answer.requires_grad:
-                return voxel, voxel
-            (gradient,) = torch.autograd.grad(answer[self._at(shape, axis, voxel)], image)
-        read = _along(gradient != 0, axis)
-        return (int(read.min()), int(read.max())) if len(read) else (voxel, voxel)
+                return start, start
+            (gradient,) = torch.autograd.grad(answer.narrow(axis, start, width).sum(), image)
+        return _ends(gradient != 0, axis, start)
 
-    def _period(self, shape: tuple[int, ...], axis: int, margin: int) -> int:
-        """Return the smallest shift of the input that shifts the output by as much."""
+    def _period(self, shape: tuple[int, ...], axis: int, margin: int, widest: int) -> int | None:
+        """Return the smallest shift of the input that the output follows; None beyond ``widest``."""
         length = shape[axis]
-        image = _noise(tuple(n + _WIDEST_STRIDE * (a == axis) for a, n in enumerate(shape)))
+        image = _noise(tuple(n + widest * (a == axis) for a, n in enumerate(shape))).to(self.dtype)
         still = self._run(self.random, image.narrow(axis, 0, length))
         spread = float(still.narrow(axis, margin, length - 2 * margin).std())
         if not spread > 0:
             raise BadRequest("the network's output does not depend on its input", where=self.description)
-        for shift in range(1, _WIDEST_STRIDE + 1):
+
+        def moves_along(shift: int) -> bool:
             moved = self._run(self.random, image.narrow(axis, shift, length))
             kept = length - 2 * margin - shift
             apart = still.narrow(axis, margin + shift, kept) - moved.narrow(axis, margin, kept)
-            if float(apart.abs().max()) <= _EQUAL * spread:
-                return shift
-        raise self._sees_the_whole_tile()
+            return float(apart.abs().max()) <= _EQUAL[self.dtype] * spread
+
+        if not moves_along(widest):
+            shorter = range(1, widest) if widest == WIDEST_STRIDE else ()
+            return next(filter(moves_along, shorter), None)
+        # All such shifts are the multiples of the smallest.
+        period = widest
+        for factor in (2, 3):
+            while period % factor == 0 and moves_along(period // factor):
+                period //= factor
+        return period
 
     def _accepted_stride(self, axis: int, period: int) -> int:
         """Return the smallest multiple of the period all of whose multiples the network takes as extents."""
-        for stride in range(period, _WIDEST_STRIDE + 1, period):
+        for stride in range(period, WIDEST_STRIDE + 1, period):
             try:
                 for times in (1, 2, 3, 5):
-                    self._run(self.random, _noise(self._shape(axis, times * stride)))
+                    self._run(self.random, _noise(self._shape(axis, times * stride)).to(self.dtype))
             except BadRequest:
                 continue
             return stride
         raise BadRequest(
             "the network takes images of some extents only",
             where=self.description,
-            expected=f"all multiples of a stride of at most {_WIDEST_STRIDE}",
+            expected=f"all multiples of a stride of at most {WIDEST_STRIDE}",
         )
 
-    def _at(self, shape: tuple[int, ...], axis: int, voxel: int) -> tuple[int, ...]:
-        return tuple(voxel if a == axis else n // 2 for a, n in enumerate(shape))
-
-    def _sees_the_whole_tile(self) -> BadRequest:
+    def sees_the_whole_tile(self) -> BadRequest:
+        """Return the error of a network that no tiles fit."""
         return BadRequest(
             "the network's output depends on the whole tile, so that tiles cannot equal the whole image",
             where=self.description,
-            expected=f"at most {_LENGTHS[-1] // 2 - 2 * _WIDEST_STRIDE} voxels of reach",
+            expected=f"at most {_LONGEST // 2 - 2 * WIDEST_STRIDE} voxels of reach",
             remedy="leave out normalisation per tile (instance, group or layer norm; batch norm is fine), "
-            "global pooling, squeeze-and-excitation and attention",
+            "global pooling, squeeze-and-excitation and attention, and whatever asks for the tile's extent",
         )
+
+
+def _check_answers(module: nn.Module, image: Tensor, description: str) -> None:
+    answer = checked_output(module, image[None, None], description)
+    if not torch.isfinite(answer).all():
+        raise BadRequest("the network's answer is not finite", where=description)
+    if not torch.equal(answer, checked_output(module, image[None, None], description)):
+        raise BadRequest("the network answers otherwise when asked again", where=description)
+
+
+def _check_batch(module: nn.Module, images: Tensor, description: str) -> None:
+    alone = checked_output(module, images[:1, None], description)
+    both = checked_output(module, images[:, None], description)
+    if not _agree(both[:1], alone, float(alone.std())):
+        raise BadRequest("the network mixes the images of a batch", where=description)
+
+
+def _is_local(module: nn.Module, stride: Lengths, halo: Lengths, description: str, *, long: bool) -> bool:
+    """Tell whether tiles equal the whole, in float64; ``long``: of a long whole too."""
+    ndim = len(stride)
+    valid = tuple(round_up(8, s) for s in stride)
+    full = tuple(2 * h + v + 2 * s for h, v, s in zip(halo, valid, stride, strict=True))
+    if math.prod(full) <= _VOXELS[ndim]:
+        wholes: list[tuple[tuple[int, ...], Sequence[int]]] = [(full, range(ndim))]
+    else:
+        wholes = [(_shape(axis, full[axis], stride), (axis,)) for axis in range(ndim)]
+    for axis in range(ndim) if long else ():
+        affordable = min(_LONG_TILE, _LONG_VOXELS * stride[axis] // math.prod(stride))
+        length = round_up(max(_TILE[ndim] + 2 * halo[axis], affordable, full[axis]), stride[axis])
+        wholes.append((tuple(length if a == axis else s for a, s in enumerate(stride)), (axis,)))
+    return all(
+        _tiles_agree(module, shape, _parts(shape, cut, valid, stride, halo), stride, halo, description)
+        for shape, cut in wholes
+    )
+
+
+def _parts(
+    shape: tuple[int, ...], cut: Sequence[int], valid: Lengths, stride: Lengths, halo: Lengths
+) -> list[Box]:
+    """Return what three tiles compute: between the ends, at an odd multiple of the stride, and both ends."""
+
+    def part(starts: dict[int, int]) -> Box:
+        ranges = [(starts[a], starts[a] + valid[a]) if a in starts else (0, n) for a, n in enumerate(shape)]
+        return Box(tuple(first for first, _ in ranges), tuple(stop for _, stop in ranges))
+
+    between = {a: (shape[a] - 2 * halo[a] - valid[a]) // 2 // stride[a] | 1 for a in cut}
+    return [
+        part({a: halo[a] + steps * stride[a] for a, steps in between.items()}),
+        part(dict.fromkeys(cut, 0)),
+        part({a: shape[a] - valid[a] for a in cut}),
+    ]
+
+
+def _tiles_agree(
+    module: nn.Module,
+    shape: tuple[int, ...],
+    parts: list[Box],
+    stride: Lengths,
+    halo: Lengths,
+    description: str,
+) -> bool:
+    image = _QUIET * _noise(shape)
+    # A network that asks for the greatest, the least or the mean of its tile answers a quiet one otherwise.
+    image.flatten()[0], image.flatten()[-1] = _SPIKES
+    whole = checked_output(module, image[None, None], description)[0, 0]
+    quiet = float(whole[parts[0].slices].std())
+    for part in parts:
+        tile = tile_for(part, shape, halo, stride)
+        answer = checked_output(module, image[tile.read.slices][None, None], description)[0, 0]
+        if not _agree(answer[part.relative_to(tile.read.start).slices], whole[part.slices], quiet):
+            return False
+    return True
+
+
+def _agree(one: Tensor, other: Tensor, spread: float) -> bool:
+    return torch.allclose(one, other, rtol=0.0, atol=_EQUAL[torch.float64] * spread, equal_nan=True)
 
 
 def _copied(module: nn.Module, description: str) -> nn.Module:
@@ -272,10 +395,18 @@ def _reweighted(module: nn.Module, *, positive: bool) -> nn.Module:
     return module
 
 
-def _noise(shape: tuple[int, ...]) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+def _noise(shape: Sequence[int]) -> Tensor:
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def _along(mask: Tensor, axis: int) -> Tensor:
+def _shape(axis: int, length: int, steps: Lengths) -> tuple[int, ...]:
+    """Return a shape long along one axis and some multiples of the steps wide along the others."""
+    side = _WIDEST_SIDE[len(steps)]
+    return tuple(length if a == axis else max(side // s, 1) * s for a, s in enumerate(steps))
+
+
+def _ends(mask: Tensor, axis: int, otherwise: int) -> tuple[int, int]:
+    """Return the first and last index along an axis at which a mask holds."""
     others = [a for a in range(mask.ndim) if a != axis]
-    return mask.any(dim=tuple(others)).nonzero()
+    held = mask.any(dim=tuple(others)).nonzero()
+    return (int(held.min()), int(held.max())) if len(held) else (otherwise, otherwise)

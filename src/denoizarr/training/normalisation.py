@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+import numpy as np
 
 from denoizarr.errors import ConfigError
 
@@ -20,7 +21,7 @@ class Normalisation:
     Raises
     ------
     ConfigError
-        They do not pair up, or are not finite, or a standard deviation is not positive.
+        They do not pair up, or are not finite in float32, or a standard deviation is not positive in it.
     """
 
     mean: tuple[float, ...]
@@ -30,6 +31,9 @@ class Normalisation:
         if not self.mean or len(self.mean) != len(self.std):
             got = f"{len(self.mean)} and {len(self.std)}"
             raise ConfigError("one mean and one std per channel", where="normalisation", got=got)
-        if not all(map(math.isfinite, (*self.mean, *self.std))) or not all(std > 0 for std in self.std):
-            got = f"mean {self.mean}, std {self.std}"
-            raise ConfigError("not a usable mean and std", where="normalisation", got=got)
+        # As networks are run: a std of 1e-50 is 0 there.
+        with np.errstate(over="ignore"):
+            mean, std = (np.array(values, np.float64).astype(np.float32) for values in (self.mean, self.std))
+        if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+            got, expected = f"mean {self.mean}, std {self.std}", "finite, and std above 0, in float32"
+            raise ConfigError("not a usable mean and std", where="normalisation", got=got, expected=expected)

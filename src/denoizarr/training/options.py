@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from denoizarr.errors import ConfigError
 from denoizarr.geometry.grids import round_up
@@ -42,7 +43,7 @@ class TrainingOptions:
         The learning rate falls to zero along half a cosine over all epochs; or is halved whenever the
         validation loss (without one: the training loss) has not improved for 3 epochs; or stays.
     early_stopping : int, optional
-        Stop after so many epochs without a better masked validation loss.
+        Stop after so many epochs without a better masked validation loss; needs ``validation_fraction``.
     loss : {"mse", "mae"}
         Mean squared or mean absolute error: the network learns the mean, or the median, of what it cannot
         know.
@@ -113,9 +114,10 @@ class TrainingOptions:
     checkpoint_minutes: float = 10.0
 
     def __post_init__(self) -> None:
-        given: object = self.patch_size
-        if isinstance(given, list):  # as JSON and YAML write a pair
-            object.__setattr__(self, "patch_size", tuple(given))
+        given: Any = self.patch_size
+        is_sequence = isinstance(given, list | tuple)  # a list, as JSON and YAML write a pair
+        plain = tuple(map(_plain_integer, given)) if is_sequence else _plain_integer(given)
+        object.__setattr__(self, "patch_size", plain)
         for name, lowest, highest in (
             ("batch_size", 1, 2**16),
             ("num_epochs", 1, 10**6),
@@ -148,6 +150,13 @@ class TrainingOptions:
             self._check_choice(name, choices)
         self._check_patch_size()
         self._check_strategy()
+        if self.early_stopping is not None and self.validation_fraction == 0:
+            raise ConfigError(
+                "there is no validation loss to stop by",
+                where="early_stopping, validation_fraction",
+                got=f"{self.early_stopping}, {self.validation_fraction:g}",
+                remedy="raise validation_fraction above 0, or leave early_stopping out",
+            )
         if self.device not in ("auto", "cpu") and not str(self.device).startswith("cuda"):
             raise ConfigError(
                 "no such device", where="device", got=repr(self.device), expected="auto, cpu, cuda or cuda:N"
@@ -175,7 +184,8 @@ class TrainingOptions:
         return self.patches_per_epoch or min(max(n_patches, _FEWEST_PATCHES), _MOST_PATCHES)
 
     def _check_integer(self, name: str, lowest: int, highest: int) -> None:
-        value = getattr(self, name)
+        value = _plain_integer(getattr(self, name))
+        object.__setattr__(self, name, value)
         if value is None and name in ("patches_per_epoch", "threads", "early_stopping"):
             return
         if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
@@ -220,6 +230,16 @@ class TrainingOptions:
                 got=size,
                 expected=valid if isinstance(size, tuple) else valid[0],
             )
+
+
+def _plain_integer(value: Any) -> Any:
+    """Return numpy's integers as Python's, which JSON knows; all else as it is."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:  # an array of floats, numpy's own bool
+        return value
 
 
 DEFAULT_OPTIONS = TrainingOptions()

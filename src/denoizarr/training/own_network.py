@@ -7,6 +7,7 @@ used: :func:`measure_network` finds its stride and halo, proves them, and refuse
 from __future__ import annotations
 
 import copy
+import logging
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,8 +21,10 @@ from torch.utils._pytree import tree_leaves
 
 from denoizarr.errors import BadRequest
 
-from .network_reach import checked_output, measured_reach
+from .network_reach import checked_output, measured_reach, reach_holds
 from .tensor_files import Weights
+
+_LOG = logging.getLogger(__name__)
 
 _CONVOLUTION = torch.ops.aten.convolution.default
 # Freed tensors stay with the process for a while.
@@ -74,7 +77,7 @@ def measure_network(module: nn.Module, ndim: int) -> OwnNetwork:
     """Find the stride and halo of a network, and prove that its tiles equal the whole.
 
     Measured on copies with other weights, because the given ones may happen to be zero, and proven with the
-    given ones too. Neither the module nor torch's generators change.
+    given ones too. Neither the module nor torch's generators change. Takes seconds for large networks.
 
     Parameters
     ----------
@@ -90,20 +93,31 @@ def measure_network(module: nn.Module, ndim: int) -> OwnNetwork:
     Raises
     ------
     BadRequest
-        It does not map an image to an image; it gives another answer when asked again; or its output depends
-        on the whole tile, as with instance or group normalisation, global pooling and attention, so that
-        tiles could not equal the whole image.
+        It does not map an image to an image; it gives another answer when asked again; its output does not
+        depend on its weights; or it depends on the whole tile, as with instance or group normalisation,
+        global pooling and attention, so that tiles could not equal the whole image.
     """
-    given: object = module
-    if not isinstance(given, nn.Module):
-        got = f"{type(given).__module__}.{type(given).__name__}"
-        raise BadRequest("not a torch.nn.Module", where="network", got=got)
+    description = _described(module)
     if ndim not in (2, 3):
         raise BadRequest("a network has 2 or 3 spatial axes", where="network", got=ndim)
-    description = f"{type(module).__module__}.{type(module).__qualname__}"
-    _check_state(module, description)
+    _LOG.info("Measuring how far the network %s reaches", description)
     stride, halo = measured_reach(module, ndim, description)
+    _LOG.info("The network %s has the stride %s and the halo %s", description, stride, halo)
     return OwnNetwork(module, ndim, halo, stride, description)
+
+
+def proven_network(module: nn.Module, stride: tuple[int, ...], halo: tuple[int, ...]) -> OwnNetwork | None:
+    """Return a network whose stride and halo are known already; None if its tiles do not equal the whole.
+
+    Raises
+    ------
+    BadRequest
+        It does not map an image to an image.
+    """
+    description = _described(module)
+    if not reach_holds(module, description, stride, halo):
+        return None
+    return OwnNetwork(module, len(stride), halo, stride, description)
 
 
 def stateful_tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -115,6 +129,17 @@ def stateful_tensors(module: nn.Module) -> Iterator[Tensor]:
 def _emptied(value: Tensor) -> Tensor:
     empty = value.detach().to("meta")
     return nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
+
+
+def _described(module: nn.Module) -> str:
+    """Return module and name of a network's class, after a check of its state."""
+    given: object = module
+    if not isinstance(given, nn.Module):
+        got = f"{type(given).__module__}.{type(given).__name__}"
+        raise BadRequest("not a torch.nn.Module", where="network", got=got)
+    description = f"{type(module).__module__}.{type(module).__qualname__}"
+    _check_state(module, description)
+    return description
 
 
 def _check_state(module: nn.Module, description: str) -> None:

@@ -43,12 +43,17 @@ class Processes:
         """Whether this process is the one that writes checkpoints, log and samples."""
         return self.rank == 0
 
-    def parallel(self, network: nn.Module) -> nn.Module:
-        """Return the network with its gradients averaged over all processes whenever they are computed."""
+    def parallel(self, network: nn.Module, *, may_skip_parameters: bool = False) -> nn.Module:
+        """Return the network with its gradients averaged over all processes whenever they are computed.
+
+        One that ``may_skip_parameters`` leaves some out of a step, and is waited for in vain unless told.
+        """
         if self.count == 1:
             return network
         devices = [self.device] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(network, device_ids=devices)
+        return nn.parallel.DistributedDataParallel(
+            network, device_ids=devices, find_unused_parameters=may_skip_parameters
+        )
 
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean of every process's value: if one is not finite, all hear of it."""
@@ -72,6 +77,14 @@ class Processes:
         if answer[1] is not None:
             raise cast("DenoizarrError", answer[1])
         return cast("T", answer[0])
+
+    def from_all(self, value: T) -> list[T]:
+        """Give every process a list of what each one has, by its number."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        distributed.all_gather_object(values, value)
+        return values
 
     def share_buffers(self, network: nn.Module) -> None:
         """Give all processes the first one's buffers: running statistics are each process's own else."""

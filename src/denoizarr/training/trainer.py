@@ -20,9 +20,10 @@ from torch import nn
 from denoizarr.engine.progress import Progress
 from denoizarr.selection.patch_index import PatchIndex
 from denoizarr.stores.images import ImageLike, as_images
+from denoizarr.stores.records import digest
 
 from .batches import VALIDATION_EPOCH, Preparation
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, StopSignals
 from .denoiser import Denoiser
 from .exactness import repeatable
 from .held_out import HeldOut
@@ -79,7 +80,7 @@ def train(
     checkpoint : str or Path, optional
         A folder for the state after every epoch and every ``options.checkpoint_minutes``. Where it holds
         that of the same training, that is resumed: on a CPU the weights come out the same bit for bit,
-        whenever it was stopped or killed.
+        whenever it was stopped or killed. SIGTERM and Ctrl-C take effect when the step is done and saved.
     log : str or Path, optional
         A CSV file with one row per epoch: epoch (from 1), step (since the start), train_loss, validation_loss
         (masked; empty without validation patches), learning_rate (of the epoch's last step), seconds (of
@@ -109,10 +110,11 @@ def train(
     Raises
     ------
     BadRequest
-        The index is of another image or patch size; a blind spot cannot be had with these options; the loss
-        left the range of numbers (the message names the batch's origins).
+        The index is of another image or patch size; a blind spot cannot be had with these options; the target
+        is the image itself; the loss, its gradient or the weights left the range of numbers (the message
+        names the batch's origins, or the tensor); the processes were given different settings.
     LedgerMismatch
-        The checkpoints are of another training.
+        The checkpoints are of another training (the message names what differs) or of another version.
     NonFiniteData, DegenerateData
         The image holds NaN or infinity, or nothing but one value.
     NoSpace
@@ -130,7 +132,7 @@ def train(
     outputs = _Outputs(checkpoint, log, samples, on_step, on_epoch, progress)
     with together(options.device) as processes:
         record = _learn(job, processes, client, outputs if processes.is_first else _NO_OUTPUTS)
-        return job.denoiser(record, processes.device)
+        return job.denoiser(record, processes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +153,10 @@ _NO_OUTPUTS = _Outputs()
 def _learn(job: TrainingJob, processes: Processes, client: Any, outputs: _Outputs) -> TrainingRecord:
     """Train to the end, from the last checkpoint if there is one."""
     options = job.options
-    learner = Learner(options, job.new_network(), processes)
+    job.check_alike(processes)
+    learner = Learner(options, job.new_network(), processes, own=job.has_own_network)
     stream, preparation = job.stream(processes, client), job.preparation(processes.device)
-    checkpoints = _checkpoints(outputs, job.identity(processes), options)
+    checkpoints = _checkpoints(outputs, job.parts(processes), options)
     record = _resumed(processes, checkpoints, learner, stream, options)
     total_steps = options.num_epochs * stream.batches_per_epoch
     remaining = 0 if record.is_over(options) else total_steps - learner.steps_done
@@ -163,6 +166,7 @@ def _learn(job: TrainingJob, processes: Processes, client: Any, outputs: _Output
         closing(stream),
         repeatable(record.threads, processes.device),
         freed_memory_kept(),
+        StopSignals(checkpoints is not None and processes.count == 1) as stop,
         TrainingLog(outputs.log, record.history) as log,
         Progress("training", remaining, outputs.progress and remaining > 0) as bar,
     ):
@@ -179,10 +183,12 @@ def _learn(job: TrainingJob, processes: Processes, client: Any, outputs: _Output
                 loss = learner.learn(batch, rate)
                 losses.add(loss, batch, epoch=epoch + 1, step=learner.steps_done, rate=rate)
                 bar.advance(1, f"epoch {epoch + 1} of {options.num_epochs}, loss {losses.last:.4g}")
-                if checkpoints is not None and checkpoints.are_due() and learner.steps_done < of_last:
+                is_due = checkpoints is not None and (checkpoints.are_due() or stop.are_pending)
+                if is_due and learner.steps_done < of_last:
                     losses.settle()
                     record.epoch_loss, record.epoch_steps = losses.total, losses.count
                     _save(checkpoints, learner, record, stream)
+                    stop.obey()
             train_loss = losses.settle()
             processes.share_buffers(learner.average)
             validation = processes.from_first(partial(_validated, learner, preparation, held_out, epoch))
@@ -196,6 +202,7 @@ def _learn(job: TrainingJob, processes: Processes, client: Any, outputs: _Output
                 samples.draw(epoch + 1, options.num_epochs, learner)
             if outputs.on_epoch is not None:
                 outputs.on_epoch(record.report(seconds))
+            stop.obey()
     record.best = processes.from_first(lambda: record.best)
     return record
 
@@ -214,15 +221,19 @@ def _validated(
 
 
 def _samples(outputs: _Outputs, job: TrainingJob, held_out: HeldOut | None) -> Samples | None:
-    if outputs.samples is None or held_out is None:
+    if outputs.samples is None:
+        return None
+    if held_out is None:
+        _LOG.warning("there will be no pictures in %s: no patch is held out to show", outputs.samples)
         return None
     return Samples(outputs.samples, held_out, job.normalisation, job.target_normalisation, job.index.dims)
 
 
-def _checkpoints(outputs: _Outputs, identity: str, options: TrainingOptions) -> Checkpoints | None:
+def _checkpoints(outputs: _Outputs, parts: dict[str, Any], options: TrainingOptions) -> Checkpoints | None:
     if outputs.checkpoint is None:
         return None
-    return Checkpoints(str(outputs.checkpoint), identity, minutes=options.checkpoint_minutes)
+    where, minutes = str(outputs.checkpoint), options.checkpoint_minutes
+    return Checkpoints(where, digest(parts), minutes=minutes, parts=parts)
 
 
 def _resumed(

@@ -20,22 +20,24 @@ from denoizarr.kernels.blindspot import check_blind_spot, draw_blind_spots
 from denoizarr.kernels.unet import NetworkShape, build_network
 from denoizarr.selection.index_builder import build_index
 from denoizarr.selection.patch_index import PatchIndex, identity_of
-from denoizarr.stores.images import ImageLike, as_images
+from denoizarr.stores.images import ImageLike, as_images, reader_of
 from denoizarr.stores.records import digest
 
 from .batches import Preparation
+from .checkpoints import differing_parts
 from .denoiser import Denoiser
 from .held_out import HeldOut, held_out_patches, measured_normalisation
 from .normalisation import Normalisation
 from .options import TrainingOptions
 from .own_network import OwnNetwork, measure_network
 from .patch_stream import PatchStream
-from .processes import Processes
+from .processes import Processes, device_named
 from .tensor_files import tensors_digest
 from .training_record import TrainingRecord
 
 _LOG = logging.getLogger(__name__)
 # What decides no weights, or what may differ on another machine.
+_OWN_WEIGHTS = "network's weights"
 _OF_THE_MACHINE = ("device", "threads", "checkpoint_minutes")
 
 
@@ -69,24 +71,56 @@ class TrainingJob:
     target_normalisation: Normalisation | None
     network: NetworkShape | OwnNetwork
 
-    def identity(self, processes: Processes) -> str:
-        """Name all that decides the weights."""
-        decided: dict[str, Any] = {
-            "options": {n: v for n, v in asdict(self.options).items() if n not in _OF_THE_MACHINE},
+    @property
+    def has_own_network(self) -> bool:
+        """Whether the network is a user's."""
+        return isinstance(self.network, OwnNetwork)
+
+    def parts(self, processes: Processes) -> dict[str, Any]:
+        """Return all that decides the weights, by name: every option, and the digests of what is larger."""
+        options = {n: v for n, v in asdict(self.options).items() if n not in _OF_THE_MACHINE}
+        cells = [hashlib.blake2b(cells.packed.data).hexdigest() for cells in self.index.classes]
+        large: dict[str, Any] = {
             "kernel": None if self.kernel is None else self.kernel.astype(int).tolist(),
             "normalisation": asdict(self.normalisation),
             "images": self.index.images,
-            "cells": [hashlib.blake2b(cells.packed.data).hexdigest() for cells in self.index.classes],
-            "weights": [float(weight) for weight in self.index.table],
-            "processes": processes.count,
+            "index": [cells, [float(weight) for weight in self.index.table]],
         }
         if self.targets is not None:
-            decided["targets"] = [identity_of(target) for target in self.targets]
-            decided["target_normalisation"] = self.target_normalisation and asdict(self.target_normalisation)
+            large["targets"] = [identity_of(target) for target in self.targets]
+            large["target_normalisation"] = self.target_normalisation and asdict(self.target_normalisation)
         if isinstance(self.network, OwnNetwork):
             state = {name: value.clone() for name, value in self.network.module.state_dict().items()}
-            decided["network"] = [self.network.description, tensors_digest(state)]
-        return digest(decided)
+            large["network"] = self.network.description
+            large[_OWN_WEIGHTS] = tensors_digest(state)
+        return (
+            {f"options.{name}": value for name, value in options.items()}
+            | {name: digest(value)[:16] for name, value in large.items()}
+            | {"processes": processes.count}
+        )
+
+    def check_alike(self, processes: Processes) -> None:
+        """Make sure that all processes are about to train alike.
+
+        The weights at the start may differ, for all take over the first one's.
+
+        Raises
+        ------
+        BadRequest
+            They are not; the message names what differs.
+        """
+        if processes.count == 1:
+            return
+        own = {name: value for name, value in self.parts(processes).items() if name != _OWN_WEIGHTS}
+        everyone = processes.from_all(own)
+        names = sorted({name for other in everyone for name in differing_parts(everyone[0], other)})
+        if names:
+            raise BadRequest(
+                "the processes of one training were given different settings",
+                where=", ".join(names),
+                got="; ".join(", ".join(str(one.get(name)) for name in names) for one in everyone),
+                remedy="start all of them with the same",
+            )
 
     def new_network(self) -> nn.Module:
         """Return the network as it is before the first step."""
@@ -115,12 +149,19 @@ class TrainingJob:
 
     def held_out(self) -> HeldOut | None:
         """Return the fixed patches to validate on, or None where nothing could be held out."""
-        if self.validation.n_patches == 0:
-            _LOG.info("the image is too small to hold patches out: the last epoch is kept, not the best")
+        if self.validation.n_patches:
+            return held_out_patches(self.images, self.validation, self.targets, self.options)
+        if self.options.validation_fraction == 0:
+            _LOG.info("nothing is held out (validation_fraction is 0): the last epoch is kept, not the best")
             return None
-        return held_out_patches(self.images, self.validation, self.targets, self.options)
+        stops = self.options.early_stopping
+        _LOG.warning(
+            "the image is too small to hold patches out: the last epoch is kept, not the best%s",
+            "" if stops is None else f", and early_stopping={stops} stops nothing",
+        )
+        return None
 
-    def denoiser(self, record: TrainingRecord, device: torch.device) -> Denoiser:
+    def denoiser(self, record: TrainingRecord, processes: Processes) -> Denoiser:
         """Return the model that a training with this record has learnt."""
         last = record.history[-1]
         training = {
@@ -132,7 +173,8 @@ class TrainingJob:
             "best_validation_loss": record.best_loss if np.isfinite(record.best_loss) else None,
             "train_loss": last["train_loss"],
             "learns_from": "blind spots" if self.targets is None else "targets",
-            "device": device.type,
+            "device": processes.device.type,
+            "processes": processes.count,
             "threads": record.threads,
             "images": len(self.images),
         }
@@ -175,12 +217,15 @@ def prepare_job(
     BadRequest
         As :func:`~denoizarr.train` says.
     """
+    _check_options(options)
+    device_named(options.device)
     kernel = _kernel_of(blind_spot, target is not None, options)
     shape: NetworkShape | OwnNetwork = options.network_shape
     if network is not None:
         shape = measure_network(network, len(options.patch_shape))
         _check_stride(shape, options)
     targets = None if target is None else as_images(target)
+    _check_targets(images, targets or [])
     channels = _channels_of(images, targets or [])
     if index is None:
         index = build_index(images, options.patch_shape, seed=options.seed)
@@ -205,6 +250,27 @@ def prepare_job(
     return TrainingJob(
         images, targets, index, training, validation, kernel, options, measured, target_normalisation, shape
     )
+
+
+def _check_options(options: object) -> None:
+    if not isinstance(options, TrainingOptions):
+        raise BadRequest(
+            "the options are no TrainingOptions",
+            where="options",
+            got=type(options).__name__,
+            expected="TrainingOptions(patch_size=64, ...)",
+        )
+
+
+def _check_targets(images: Sequence[xr.DataArray], targets: Sequence[xr.DataArray]) -> None:
+    """Refuse an image as its own target; whether they have one extent the stream checks."""
+    for number, (image, target) in enumerate(zip(images, targets, strict=False)):
+        if reader_of(target).identity == reader_of(image).identity:
+            raise BadRequest(
+                "the target is the image itself, which teaches a network to change nothing",
+                where=f"target {number}",
+                remedy="leave target out to learn from the noisy image alone",
+            )
 
 
 def _kernel_of(

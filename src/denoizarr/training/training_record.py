@@ -6,6 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from denoizarr.errors import BadRequest
+
 from .options import TrainingOptions
 from .tensor_files import Weights
 
@@ -86,8 +90,15 @@ class TrainingRecord:
     def close_epoch(
         self, weights: Weights, step: int, train_loss: float, validation: float | None, rate: float
     ) -> None:
-        """Note that an epoch is done; keep its weights if none before had a lower validation loss."""
+        """Note that an epoch is done; keep its weights if none before had a lower validation loss.
+
+        Raises
+        ------
+        BadRequest
+            A weight is not finite; the message names the tensor.
+        """
         epoch = len(self.history) + 1
+        _check_finite(weights, epoch)
         if validation is None or validation <= self.best_loss:
             self.best, self.best_epoch = weights, epoch
             self.best_loss = math.inf if validation is None else validation
@@ -136,3 +147,13 @@ class TrainingRecord:
             epoch_loss=float(header["epoch_loss"]),
             epoch_steps=int(header["epoch_steps"]),
         )
+
+
+def _check_finite(weights: Weights, epoch: int) -> None:
+    for name, value in weights.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise BadRequest(
+                "the network's weights or running statistics are no longer finite numbers",
+                where=f"after epoch {epoch}, {name}",
+                remedy="lower learning_rate or gradient_clip",
+            )

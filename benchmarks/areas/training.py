@@ -121,6 +121,7 @@ def our_step(settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     from denoizarr.kernels.unet import build_network
     from denoizarr.training.batches import Preparation
     from denoizarr.training.learner import Learner
+    from denoizarr.training.memory import freed_memory_kept
     from denoizarr.training.normalisation import Normalisation
     from denoizarr.training.processes import Processes
 
@@ -135,11 +136,12 @@ def our_step(settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     learner = Learner(options, network, Processes(here))
 
     def work() -> dict[str, Any]:
-        for _ in range(n):
-            step = learner.steps_done
-            patches = batches[step % len(batches)]
-            numbers = step * len(patches) + torch.arange(len(patches))
-            learner.learn(preparation.batch({"patch": patches, "number": numbers}, 0), 1e-3)
+        with freed_memory_kept():  # as train does
+            for _ in range(n):
+                step = learner.steps_done
+                patches = batches[step % len(batches)]
+                numbers = step * len(patches) + torch.arange(len(patches))
+                learner.learn(preparation.batch({"patch": patches, "number": numbers}, 0), 1e-3)
         return {"units": n, "parameters": _size(learner.network)}
 
     return work

@@ -19,18 +19,19 @@ from denoizarr.training import portion_sources
 from denoizarr.training.patch_stream import PatchStream
 
 
+def local_cluster(workers):
+    return LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        silence_logs=50,
+    )
+
+
 @pytest.fixture(scope="module")
 def client():
-    with (
-        LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=50,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+    with local_cluster(2) as cluster, Client(cluster, set_as_default=False) as client:
         yield client
 
 
@@ -149,16 +150,7 @@ def test_it_stays_in_this_process(image, client):
 
 def test_a_killed_worker_is_made_good(image):
     expected = list(stream_of(image))
-    with (
-        LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=50,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+    with local_cluster(2) as cluster, Client(cluster, set_as_default=False) as client:
         stream = stream_of(image, client)
         found = []
         for item in stream:
@@ -172,9 +164,7 @@ def test_a_cluster_without_workers_ends_in_an_error(image, monkeypatch):
     monkeypatch.setattr(remote_calls, "_ASK_SECONDS", 0.2)
     monkeypatch.setattr(remote_calls, "_WITHOUT_WORKERS_SECONDS", 0.5)
     with (
-        LocalCluster(
-            n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
-        ) as cluster,
+        local_cluster(0) as cluster,
         Client(cluster, set_as_default=False) as client,
         pytest.raises(ClusterLost, match="no workers"),
     ):
@@ -183,9 +173,7 @@ def test_a_cluster_without_workers_ends_in_an_error(image, monkeypatch):
 
 def test_a_scheduler_that_goes_away_ends_in_an_error(image, monkeypatch):
     monkeypatch.setattr(remote_calls, "_ASK_SECONDS", 0.2)
-    cluster = LocalCluster(
-        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
-    )
+    cluster = local_cluster(1)
     client = Client(cluster, set_as_default=False, timeout="2s")
     try:
         stream = stream_of(image, client)

@@ -86,7 +86,7 @@ def test_patches_lie_in_their_block_near_a_cell(shape, chunks, patch, offset, n,
 @pytest.mark.parametrize("chunk", [16, 20, 24, 37])
 @pytest.mark.parametrize("patch", [8, 7])
 def test_patches_do_not_pile_up_at_the_borders_of_blocks(chunk, patch):
-    """Moved there from beyond, an eighth of all patches would begin at the few places before a border."""
+    """Moved there from beyond, patches would begin at the few places at a border again and again."""
     size = 200
     index = build_index(np.zeros((size, size), np.uint8), patch)
     counts = np.zeros(size - patch + 1)

@@ -14,6 +14,7 @@ from denoizarr.errors import ClusterLost, DenoizarrError
 
 Result = TypeVar("Result")
 
+# How soon a thread that waits for a call sees that the program ends; it keeps the program that long.
 _LOOK_SECONDS = 1.0
 # How often a call that takes long is asked whether anybody is left to answer it.
 _ASK_SECONDS = 10.0

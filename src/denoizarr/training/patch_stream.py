@@ -167,7 +167,7 @@ class PatchStream(IterableDataset[Item]):
         Raises
         ------
         BadRequest
-            It is not such a state, or of another ``patches_per_epoch``.
+            It is not such a state, or its position lies beyond an epoch of this stream.
         """
         names = ("seed", "epoch", "position")
         if not isinstance(state, dict) or any(type(state.get(name)) is not int for name in names):

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -261,5 +261,5 @@ def _save(
 ) -> None:
     if checkpoints is None:
         return
-    header = record.header() | {"stream": stream.state_dict(), "options": asdict(learner.options)}
+    header = record.header() | {"stream": stream.state_dict()}
     checkpoints.save(learner.steps_done, header, learner.state() | record.tensors())

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from denoizarr.errors import BadRequest, EmptyIndex
-from denoizarr.kernels.blindspot import check_blind_spot, draw_blind_spots
+from denoizarr.kernels.blindspot import check_blind_spot, reached_percentage
 from denoizarr.kernels.unet import NetworkShape, build_network
 from denoizarr.selection.index_builder import build_index
 from denoizarr.selection.patch_index import PatchIndex, identity_of
@@ -292,21 +292,12 @@ def _kernel_of(
         kernel = kernel[None]  # the noise of a plane knows nothing of the planes beside it
     check_blind_spot(kernel, options.patch_shape, options.mask_percentage)
     if options.separate_masks:
-        _log_separate_masks(kernel, options)
+        _LOG.info(
+            "separate masks: %.3g %% of the pixels are predicted, of %.3g %% asked for",
+            reached_percentage(kernel, options.patch_shape, options.mask_percentage, separate=True),
+            options.mask_percentage,
+        )
     return kernel
-
-
-def _log_separate_masks(kernel: NDArray[np.bool_], options: TrainingOptions) -> None:
-    """Say how many pixels are predicted where the kernels must not touch."""
-    patches = torch.zeros(8, 1, *options.patch_shape)
-    draws: dict[str, Any] = {"seed": options.seed, "epoch": 0, "numbers": torch.arange(len(patches))}
-    _, centres = draw_blind_spots(patches, kernel, options.mask_percentage, "zero", separate=True, **draws)
-    reached = 100 * float(centres.float().mean())
-    _LOG.info(
-        "separate masks: %.3g %% of the pixels are predicted, of %.3g %% asked for",
-        reached,
-        options.mask_percentage,
-    )
 
 
 def _check_stride(network: OwnNetwork, options: TrainingOptions) -> None:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,7 +95,6 @@ AREAS = sorted(p.stem for p in (BENCHMARKS / "areas").glob("[a-z]*.py"))
 @pytest.mark.parametrize("name", AREAS)
 def test_rows_are_of_sides_that_exist_and_sides_are_functions_of_the_area(harness, name, tmp_path):
     area = import_module(f"areas.{name}")
-    (tmp_path / "cells-raw.npy").touch()  # what the area of quality finds its images by
     found = area.groups(dict(area.OPTIONS), tmp_path)
     assert len({group.title for group in found}) == len(found) > 0
     for group in found:
@@ -128,10 +127,13 @@ def test_waiting_is_what_passes_between_asking_for_a_batch_and_having_it(costs, 
     def stream():
         for cost in costs:
             clock.now += cost
+            # Half of what a batch takes is spent on waiting for patches, as the stream itself tells.
+            Stream.statistics["seconds_waited"] += cost / 2
             yield {}
 
     class Stream:
         __iter__ = staticmethod(stream)
+        statistics: ClassVar = {"seconds_waited": 0.0}
 
     feeding.time = SimpleNamespace(
         perf_counter=lambda: clock.now, sleep=lambda seconds: setattr(clock, "now", clock.now + seconds)
@@ -142,6 +144,7 @@ def test_waiting_is_what_passes_between_asking_for_a_batch_and_having_it(costs, 
         "wall": sum(costs[1:]) + step * (len(costs) - 1),
         "batches": len(costs) - 1,
         "first": costs[0],
+        "blocked": sum(costs[1:]) / 2,
     }
 
 
@@ -167,67 +170,6 @@ def test_steps_are_timed_from_the_last_that_does_not_count(harness):
     clock.times = [(float(k**2), 2.0 * k) for k in range(1, 9)]
     found = clock.figures({"first_steps": 2, "steps": 5})
     assert found == {"units": 5, "cpu_seconds": 7**2 - 2**2, "wall_seconds": 2.0 * 5}
-
-
-@given(gain=st.floats(0.01, 100), offset=st.floats(-100, 100), seed=st.integers(0, 99))
-def test_the_scale_invariant_psnr_is_that_of_the_best_gain_and_offset(gain, offset, seed):
-    quality = _area("quality")
-    generator = np.random.default_rng(seed)
-    truth = generator.integers(0, 256, (12, 13)).astype(np.uint8)
-    predicted = truth + generator.normal(0, 20, truth.shape)
-    found = quality.scale_invariant_psnr(truth, predicted)
-    assert quality.scale_invariant_psnr(truth, gain * predicted + offset) == pytest.approx(found)
-    assert found >= quality.psnr(truth, predicted)
-    for nearby in (0.99, 1.01):
-        fitted = np.polyval(np.polyfit(predicted.ravel(), truth.ravel().astype(float), 1), predicted)
-        assert found >= quality.psnr(truth, nearby * fitted)
-        assert found == pytest.approx(quality.psnr(truth, fitted))
-
-
-def test_psnr_is_over_the_range_of_the_truth(harness):
-    from areas import quality
-
-    truth = np.array([[10, 60]], np.uint8)
-    assert quality.psnr(truth, truth + 5.0) == pytest.approx(20)
-
-
-def test_a_result_is_kept_for_its_settings_and_measured_once(harness, tmp_path):
-    from areas import quality
-
-    settings = {"folder": str(tmp_path), "image": "cells", "budget_seconds": 5, "patch": 64, "seeds": [0, 1]}
-    asked = []
-
-    def measure(_, seed):
-        asked.append(seed)
-        return {"psnr": 20.0 + 2 * seed}
-
-    for _ in range(2):
-        assert quality._mean_over_seeds(settings, "ours", measure) == {"units": 1, "psnr": 21.0}
-    assert asked == [0, 1]
-    quality._mean_over_seeds({**settings, "budget_seconds": 6}, "ours", measure)
-    quality._mean_over_seeds({**settings, "batch": 8}, "careamics", measure)
-    assert asked == [0, 1] * 3
-    assert not [p for p in tmp_path.iterdir() if p.suffix != ".json"]
-
-
-def test_the_peer_has_at_least_the_time_that_ours_took_and_is_compared_seed_by_seed(harness, tmp_path):
-    from areas import quality
-
-    settings = {"folder": str(tmp_path), "image": "cells", "budget_seconds": 5, "patch": 64, "seeds": [0]}
-    peer = settings | {"batch": 8}
-    assert quality._budget(peer, 0) == 5
-    found = {"si_psnr": 30.0, "psnr": 29.0, "cpu_seconds": 5.5}
-    quality._mean_over_seeds(settings, "ours", lambda *_: found)
-    assert quality._budget(peer, 0) == 5.5
-    quality._mean_over_seeds(settings, "ours_measured_kernel", lambda *_: found | {"psnr": 31.0})
-    quality._mean_over_seeds(peer, "careamics", lambda *_: found | {"psnr": 29.5})
-    truth = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    for kind in ("raw", "gt"):
-        np.save(tmp_path / f"cells-{kind}.npy", truth[:, :: 1 if kind == "gt" else -1])
-    numbers = quality.compare(settings | {"peers": [8]})()
-    assert numbers["ours: si_psnr above batch 8"] == 0
-    assert numbers["ours: psnr above batch 8"] == -0.5
-    assert numbers["ours, measured kernel: psnr above batch 8"] == 1.5
 
 
 def test_a_peer_that_is_not_installed_is_named(harness, tmp_path):

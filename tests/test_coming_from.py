@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask.array as da
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import xarray as xr
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter, sobel
+from scipy.signal import fftconvolve
 from skimage.exposure import equalize_adapthist
 
 import denoizarr
@@ -28,6 +30,7 @@ from denoizarr import (
     Quantile,
     RegionOfInterest,
     ShannonPatchFilter,
+    StructuralNoiseExtractor,
     TrainingOptions,
     build_index,
     find_roi_patches,
@@ -41,6 +44,7 @@ from denoizarr.pipeline.checked_job import check_job, options_of
 from denoizarr.pipeline.run import run_pipeline
 from denoizarr.pipeline.where_to_look import places_of, settings_of
 from denoizarr.stores.images import as_image
+from denoizarr.training.rings import RingsSettings, find_rings
 from tests.end_to_end.jobs import scan_noise
 
 PAGE = Path(__file__).parents[1] / "docs/coming-from.md"
@@ -126,6 +130,11 @@ def test_the_code_runs(heading, code, tmp_path, monkeypatch):
         assert denoizarr.open_image("run/denoised.ome.zarr").shape == image.shape
         stage1 = denoizarr.Denoiser.load("run/stage1/model.safetensors").training["options"]
         assert (stage1["patch_size"], stage1["mask_percentage"], stage1["masking_strategy"]) == (32, 15.0, 0)
+    elif "structural masks" in heading:
+        assert names["extractor"].method == "rings"
+        assert names["mask"].tolist() == np.load("custom_mask.npy").tolist() == [[True]]  # white noise
+        assert names["kernel"].is_single_pixel
+        assert all((tmp_path / f"{name}.png").stat().st_size for name in ("rings", "compared"))
     else:
         assert (tmp_path / "roi.png").stat().st_size
         assert len(names["origins"]) == 100
@@ -534,6 +543,163 @@ def test_several_criteria_are_a_fraction_of_the_window():
     found = {tuple(int(v) for v in o) for o in find_roi_patches(plane, 32, roi)}
     assert found == {o for o, mean in means.items() if mean > 0.1}
     assert found
+
+
+# ---- autoStructN2V: structural masks
+
+
+def noise_of(kernel, seed=0, n=64, side=64):
+    """Windows of noise, correlated as a kernel has it, around 100."""
+    white = np.random.default_rng(seed).standard_normal((n, side + 24, side + 24))
+    shared = fftconvolve(white, np.asarray(kernel, float)[None], mode="same", axes=(1, 2))
+    return 100 + 10 * shared[:, 12:-12, 12:-12] / np.sqrt(np.square(kernel).sum())
+
+
+def rings(patches, **settings):
+    """The mask of the rings, and all that they saw."""
+    return find_rings(patches, RingsSettings(**settings))
+
+
+def test_rings_are_one_of_two_methods():
+    assert StructuralNoiseExtractor().method == "significance"
+    assert (
+        StructuralNoiseExtractor(adapt_DF=0.95).method == StructuralNoiseExtractor("rings").method == "rings"
+    )
+    job = {"input": "in", "output": "out"}
+    assert JobConfig.load(job).extractor.method == "significance"
+    assert JobConfig.load({**job, "extractor": {"percentile_decay": 1.2}}).extractor.method == "rings"
+    patches = noise_of(np.ones((1, 9)))
+    assert StructuralNoiseExtractor().extract_mask(patches)[0].shape == (1, 17)
+    assert StructuralNoiseExtractor("rings").extract_mask(patches)[0].shape == (1, 11)
+
+
+def test_brightness_does_not_correlate():
+    dark, bright = noise_of([[1]]), noise_of([[1]]) + 1e5
+    np.testing.assert_allclose(rings(dark)[1], rings(bright)[1], atol=1e-5)
+    assert rings(bright)[0].tolist() == [[True]]
+
+
+def test_lags_are_signed_means_of_pairs():
+    lines = np.random.default_rng(0).standard_normal((64, 64, 1)) * np.ones((1, 1, 64))
+    assert rings(lines)[1][5].min() > 0.999  # not falling off, whatever the distance
+    opposite = noise_of([[1, -1]])
+    assert StructuralNoiseExtractor("rings").analyse(opposite).autocorrelation[5, 6] < -0.45
+    assert rings(opposite, adapt_autocorr=False)[1][5, 6] == 0
+
+
+def test_a_square_of_lags_has_a_centre():
+    assert rings(noise_of([[1]]))[1].shape == rings(noise_of([[1]]), center_size=11)[1].shape == (11, 11)
+    with pytest.raises(BadRequest, match="odd"):
+        StructuralNoiseExtractor("significance", center_size=10)
+
+
+def test_the_adaptive_threshold_is_in_per_cent():
+    patches = noise_of(np.ones((5, 5)))
+    distance = np.abs(np.mgrid[-5:6, -5:6]).max(axis=0)
+    whole, adapted = (rings(patches, adapt_autocorr=adapt)[1] for adapt in (False, True))
+    np.testing.assert_allclose(adapted, np.where(whole > 0.5 / (1 + 0.95 * distance), whole, 0))
+    assert 1 < (adapted > 0).sum() < (whole > 0).sum()
+
+
+def test_uncorrelated_stays_zero():
+    _, centre = rings(noise_of([[1, 0, -1]]), adapt_autocorr=False)  # strongly opposite two pixels off
+    assert centre[5, 7] == 0
+    assert centre[0].max() < 0.05
+
+
+def test_outer_rings_keep_their_strongest_pixels():
+    patches = noise_of(np.ones((1, 15)))
+    assert rings(patches, center_size=17)[0].shape[1] > 11
+    flat = rings(patches, center_size=17, percentile_decay=1.0)[0]
+    assert flat.shape == rings(patches, center_size=17)[0].shape
+
+
+def test_proximity_removes_within_a_ring():
+    patches = noise_of(np.ones((3, 3)))
+    near, all_of_it = (
+        rings(patches, base_percentile=10, use_center_proximity=near)[0] for near in (True, False)
+    )
+    assert 1 < near.sum() < all_of_it.sum()
+    row = noise_of(np.ones((1, 9)))
+    assert rings(row)[0].sum() == 11
+    assert rings(row, center_ratio_threshold=0.95)[0].tolist() == [[True]]
+
+
+def test_a_diagonal_is_connected():
+    mask, _ = rings(noise_of(np.eye(5)))
+    assert len(mask) > 3
+    np.testing.assert_array_equal(mask, np.eye(len(mask), dtype=bool))
+
+
+def test_the_cap_keeps_pairs():
+    mask, _ = rings(noise_of(np.ones((1, 9))), max_true_pixels=6)
+    assert mask.tolist() == [[True] * 5]
+
+
+def test_lobes_are_found_on_request():
+    x = np.arange(64)
+    phases = np.random.default_rng(0).uniform(0, 2 * np.pi, (64, 1, 1))
+    lines = noise_of([[1]]) + 30 * (np.sin(2 * np.pi * x / 8 + phases) > 0.9)
+    by_default, _ = rings(lines)
+    assert by_default.shape[1] < 17
+    apart = {"keep_center_component_only": False, "percentile_decay": 1.0, "max_true_pixels": 99}
+    lobes, _ = rings(lines, center_size=21, **apart)
+    middle = lobes.shape[1] // 2
+    assert lobes[lobes.shape[0] // 2, middle + 8]
+    assert lobes[lobes.shape[0] // 2, middle - 8]
+
+
+def test_a_sample_has_twenty_windows():
+    patches = noise_of(np.ones((1, 5)), n=4, side=32)
+    for method in ("rings", "significance"):
+        with pytest.raises(EmptyIndex, match="20 or more"):
+            StructuralNoiseExtractor(method).extract_mask(patches)
+    assert StructuralNoiseExtractor("rings", minimum_windows=1).extract_mask(patches)[0].size > 1
+    patches = noise_of(np.ones((1, 5)), n=12, side=40)
+    assert StructuralNoiseExtractor(minimum_windows=10).analyse(patches).windows >= 10
+
+
+def test_stage_1_is_asked_without_turns():
+    image = noise_of(np.ones((1, 5)), n=1, side=512)[0]
+    seen = []
+
+    def run_tile(tile, channel=0):
+        seen.append(tile.copy())
+        return tile
+
+    denoiser = SimpleNamespace(halo=(8, 8), stride=(4, 4), channels=1, run_tile=run_tile)
+    kernel = denoizarr.extract_noise_kernel(image, mask_source="stage1", denoiser=denoiser)
+    assert kernel.source == "stage1"
+    assert kernel.mask.shape == (1, 9)
+    single = image.astype(np.float32)
+    assert all((single == tile[60, 60]).any() for tile in seen)
+    y, x = np.argwhere(single == seen[0][60, 60])[0]
+    np.testing.assert_array_equal(seen[0][50:60, 50:60], single[y - 10 : y, x - 10 : x])
+
+
+def test_the_mask_is_cropped():
+    patches = noise_of(np.ones((1, 3)))
+    extractor = StructuralNoiseExtractor("rings")
+    mask, centre = extractor.extract_mask(patches)
+    assert mask.shape == centre.shape == (1, 5)
+    assert extractor.analyse(patches).autocorrelation.shape == (11, 11)
+
+
+def test_verbose_prints_and_plot_saves(tmp_path, capsys):
+    extractor = StructuralNoiseExtractor("rings")
+    extractor.extract_mask(noise_of(np.ones((1, 3))), verbose=True, plot=tmp_path / "rings.png")
+    assert "ring 1: percentile 57.5, threshold" in capsys.readouterr().out
+    assert (tmp_path / "rings.png").stat().st_size
+
+
+def test_masks_are_files_of_two_kinds(tmp_path):
+    kernel = denoizarr.NoiseKernel.from_mask(np.ones((1, 5)))
+    for name in ("mask.npy", "mask.json"):
+        kernel.save(tmp_path / name)
+        assert denoizarr.NoiseKernel.load(tmp_path / name).mask.tolist() == [[True] * 5]
+        stage2 = {"mask_source": "file", "mask_file_path": str(tmp_path / name)}
+        job = JobConfig.load({"input": "in", "output": "out", "stage2": stage2})
+        assert job.stage2.mask_file_path == str(tmp_path / name)
 
 
 # ---- autoStructN2V: two stages

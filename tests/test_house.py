@@ -38,6 +38,7 @@ NETWORKS = {
     "blind_spot_centres.py",
     "blind_spot_fill.py",
     "blind_spot_layout.py",
+    "centre_weights.py",
     "hashed_draws.py",
     "separate_centres.py",
     "symmetries.py",

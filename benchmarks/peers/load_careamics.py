@@ -39,12 +39,26 @@ def patches(data: Any, data_type: str, axes: str, patch: int, batch: int) -> Any
     return module.train_dataloader()
 
 
-def trainer(folder: Any, callback: Any, axes: str, patch: int, batch: int, **others: Any) -> Any:
+def trainer(
+    folder: Any,
+    callback: Any,
+    axes: str,
+    patch: int,
+    batch: int,
+    *,
+    struct_span: int | None = None,
+    **others: Any,
+) -> Any:
     """Return its CAREamist for an array in memory.
 
     Without checkpoints on the way, which cost it time. ``callback(step)`` is called after every step and says
-    whether to go on.
+    whether to go on. With ``struct_span`` it is structN2V with a row of so many pixels, without turns as its
+    own recipe has it; spans above 15, which its configuration refuses, are set past that check: what hides
+    the pixels takes any.
     """
+    if struct_span is not None:
+        row = {"struct_n2v_axes": "horizontal", "struct_n2v_span": min(struct_span, 15)}
+        others = {"augmentations": [], **row, **others}
     settings = n2v_config(
         "array",
         axes,
@@ -54,6 +68,8 @@ def trainer(folder: Any, callback: Any, axes: str, patch: int, batch: int, **oth
         checkpoint_params={"save_top_k": 0, "save_last": False},
         **others,
     )
+    if struct_span is not None:
+        settings.algorithm_config.n2v_config.struct_mask.span = struct_span
     from careamics import CAREamist
     from lightning.pytorch import Callback
 

@@ -35,6 +35,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "training.patch_stream": ("PatchStream",),
     "training.structure": ("StructuralNoiseExtractor",),
     "training.noise_kernel": ("NoiseKernel", "extract_noise_kernel"),
+    "figures.mask_comparison": ("compare_masks",),
     "training.options": ("TrainingOptions",),
     "training.trainer": ("train",),
     "training.losses": ("StepReport",),
@@ -107,6 +108,7 @@ if TYPE_CHECKING:
     from denoizarr.errors import PermissionDenied as PermissionDenied
     from denoizarr.errors import StoreUnavailable as StoreUnavailable
     from denoizarr.errors import UnsupportedStore as UnsupportedStore
+    from denoizarr.figures.mask_comparison import compare_masks as compare_masks
     from denoizarr.images.convert import convert as convert
     from denoizarr.images.save import save_image as save_image
     from denoizarr.inference.predict import predict as predict

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from denoizarr.errors import BadRequest
-from denoizarr.figures.residual import intensity_profile, residual_figure
+from denoizarr.figures.residual import (
+    CorrelationView,
+    intensity_profile,
+    intensity_profile_figure,
+    residual_figure,
+)
 
 CORRELATION = np.zeros((9, 9))
 CORRELATION[4, 3:6] = 0.3, 1, 0.3
@@ -48,23 +53,59 @@ def test_different_sizes_are_refused():
         intensity_profile(np.zeros(3), np.zeros(4))
 
 
-def test_measured_and_expected_share_one_scale():
-    figure = residual_figure(CORRELATION, np.ones((1, 3), bool), expected_autocorrelation=2 * CORRELATION)
-    measured, expected = (axes.images[0] for axes in figure.axes[:2])
-    assert measured.get_clim() == expected.get_clim() == (-0.6, 0.6)
+def view_of(correlation, *, marked=(), chance=0.02):
+    marks = np.zeros(correlation.shape, bool)
+    for lag in marked:
+        marks[lag] = True
+    return CorrelationView(correlation, chance, marks, 40)
 
 
-def test_nothing_is_expected_outside_the_kernel():
-    everywhere = np.full((9, 9), 0.4)
-    figure = residual_figure(CORRELATION, np.ones((1, 3), bool), expected_autocorrelation=everywhere)
-    expected = np.asarray(figure.axes[1].images[0].get_array())
-    assert np.nansum(expected != 0) - np.isnan(expected).sum() == 2
+def titles_of(figure):
+    return [axes.get_title(loc="left") for axes in figure.axes]
 
 
-def test_panels_by_intensity_are_there_only_with_a_profile():
+def test_background_and_signal_share_one_scale():
+    figure = residual_figure(view_of(CORRELATION), view_of(2 * CORRELATION), np.ones((1, 3), bool))
+    left, right = (axes.images[0] for axes in figure.axes[:2])
+    assert left.get_clim() == right.get_clim() == (-0.6, 0.6)
+
+
+def test_what_should_not_be_there_is_ringed_where_it_is():
+    figure = residual_figure(
+        view_of(CORRELATION), view_of(CORRELATION, marked=[(4, 7), (2, 4)]), np.ones((1, 3), bool)
+    )
+    assert not figure.axes[0].lines
+    (rings,) = figure.axes[1].lines
+    assert sorted(zip(rings.get_xdata(), rings.get_ydata(), strict=True)) == [(0, -2), (3, 0)]
+    assert "Ringed" in figure.get_supxlabel()
+
+
+def test_without_marks_the_caption_says_so():
+    figure = residual_figure(view_of(CORRELATION), view_of(CORRELATION), [[True]])
+    assert "Nothing is ringed" in figure.get_supxlabel()
+
+
+def test_cuts_show_one_side_of_both_and_the_noise_itself():
+    expected = 0.5 * CORRELATION
+    figure = residual_figure(
+        view_of(CORRELATION), view_of(2 * CORRELATION), [[True]], expected_autocorrelation=expected
+    )
+    for axes, first in zip(figure.axes[2:4], (0.3, 0.0), strict=True):
+        labels = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        drawn = {name: np.asarray(labels[name].get_ydata()) for name in ("on background", "on signal")}
+        assert drawn["on background"].tolist() == [first, 0, 0, 0]
+        np.testing.assert_array_equal(drawn["on signal"], 2 * drawn["on background"])
+        np.testing.assert_array_equal(labels["the noise itself"].get_ydata(), 0.5 * drawn["on background"])
+
+
+def test_without_signal_its_map_is_empty():
+    figure = residual_figure(view_of(CORRELATION), None, [[True]])
+    assert not figure.axes[1].images
+    assert "too little signal" in figure.axes[1].texts[0].get_text()
+
+
+def test_the_profile_has_two_panels():
     profile = intensity_profile(np.arange(1000.0), np.ones(1000))
-    with_profile = residual_figure(CORRELATION, [[True]], profile, noise_sigma=3.0)
-    titles = [axes.get_title(loc="left") for axes in with_profile.axes]
-    assert titles[2:4] == ["Mean removed (should be zero)", "Spread of what was removed"]
-    assert 3.0 in [float(line.get_ydata()[0]) for line in with_profile.axes[3].lines]
-    assert len(residual_figure(CORRELATION, [[True]]).axes) == 3
+    figure = intensity_profile_figure(profile, noise_sigma=3.0)
+    assert titles_of(figure) == ["Mean removed (should be zero)", "Spread of what was removed"]
+    assert 3.0 in [float(line.get_ydata()[0]) for line in figure.axes[1].lines]

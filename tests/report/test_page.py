@@ -12,17 +12,21 @@ import pytest
 import yaml
 
 from denoizarr.errors import BadRequest, ImageNotFound, NoSpace
+from denoizarr.figures.canvas import new_canvas
 from denoizarr.report import page as page_module
 from denoizarr.report import sections
+from denoizarr.report.image_pairs import image_pairs
 from denoizarr.report.page import write_report
 from denoizarr.report.patch_planes import origins_near
-from denoizarr.report.planes import image_pairs, read_planes
+from denoizarr.report.planes import read_planes
 from denoizarr.selection.patch_index import PatchIndex
 from denoizarr.stores import locations
 from denoizarr.stores.records import read_json, write_json
 
 PATCH = 16
-FIGURES = {"comparison", "patches", "filter_map", "training", "noise_kernel", "residual"}
+RESIDUAL = {"residual", "signal_loss", "residual_by_intensity"}
+KERNEL = {"noise_kernel", "noise_z_scores"}
+FIGURES = {"comparison", "patches", "filter_map", "training"} | KERNEL | RESIDUAL
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +35,9 @@ def drawn(request, monkeypatch):
     if "real_pictures" not in request.fixturenames:
         titles = lambda figure: b"\x89PNG" + figure.get_suptitle().encode()  # noqa: E731
         monkeypatch.setattr(sections, "png_of", titles)
+        # Each has tests of its own, and is drawn in full where pictures are real.
+        for name in ("residual_figure", "signal_loss_figure", "intensity_profile_figure", "z_score_figure"):
+            monkeypatch.setattr(sections, name, lambda *_, name=name, **__: new_canvas(name, ""))
 
 
 @pytest.fixture
@@ -147,6 +154,7 @@ def test_a_mask_from_a_file_is_not_called_measured(make_run, monkeypatch):
     kernel = read_json(run / "noise_kernel.json")
     write_json(run / "noise_kernel.json", {**kernel, "source": "file"})
     assert "By the mask given in a file" in words_of(read(write_report(run)))
+    assert "noise_z_scores" not in written(run)
 
 
 def test_a_run_that_asked_for_stage_1_only_says_so(make_run):
@@ -154,7 +162,7 @@ def test_a_run_that_asked_for_stage_1_only_says_so(make_run):
     text = words_of(read(write_report(run)))
     assert "Stage 2 was not asked for" in text
     assert "the run had no second stage" in text
-    assert written(run) == FIGURES - {"noise_kernel"}
+    assert written(run) == FIGURES - KERNEL
 
 
 def test_a_run_of_stage_2_only_says_so(make_run):
@@ -199,7 +207,7 @@ def test_a_run_that_stopped_before_inference_can_be_looked_at(make_run):
     text = words_of(read(write_report(run)))
     assert "has no finished result yet" in text
     assert "denoised has not been written" in text
-    assert written(run) == FIGURES - {"comparison", "residual"}
+    assert written(run) == FIGURES - RESIDUAL - {"comparison"}
 
 
 @pytest.mark.parametrize(
@@ -379,7 +387,7 @@ def test_a_run_with_a_target_says_so(make_run):
     assert "What was removed is not checked" in text
     for wrong in ("Noise in flat parts", "(one standard deviation)"):
         assert wrong not in text
-    assert written(run) == FIGURES - {"noise_kernel", "residual"}
+    assert written(run) == FIGURES - RESIDUAL - KERNEL
 
 
 def test_the_result_of_a_target_is_not_drawn_at_the_raw_images_contrast(make_run, monkeypatch):
@@ -426,3 +434,96 @@ def test_volumes_as_patches_are_drawn_where_they_pass_through_the_plane(make_run
         origins, _ = origins_near(index, replace(planes, position={"z": z}))
         expected = drawn[np.isin(drawn[:, 0], list(passing)), 1:] - planes.corner
         np.testing.assert_array_equal(origins, expected)
+
+
+def test_how_the_kernel_was_measured_is_told(make_run):
+    text = words_of(read(write_report(make_run())))
+    assert "Measured in 200 windows" in text
+    assert "of the raw image, by the method “significance”" in text
+    assert "repeats every" not in text
+
+
+def test_periods_are_told(make_run):
+    run = make_run()
+    kernel = read_json(run / "noise_kernel.json")
+    write_json(run / "noise_kernel.json", {**kernel, "periods": [8.0, 3.5]})
+    text = words_of(read(write_report(run)))
+    assert "A pattern repeats every 8 and 3.5 pixels" in text
+    assert "periodic: auto" in text
+
+
+def test_lines_that_were_taken_away_are_no_residual(make_run):
+    run = make_run()
+    source = read_json(run / "summary.json")["images"][0]["url"]
+    frequency, amplitude = (0.0, 0.125), 12.0
+    lines = run.parent / "lines.ome.zarr"
+    shutil.copytree(source, lines)
+    array = locations.open_group(lines, "a")["0"]
+    wave = amplitude * np.cos(2 * np.pi * frequency[1] * np.arange(array.shape[-1]))
+    array[...] = (np.asarray(array[...]) + wave).round().astype(array.dtype)
+    summary = read_json(run / "summary.json")
+    summary["images"][0]["url"] = str(lines)
+    write_json(run / "summary.json", summary)
+    assert "where it should not be, most at" in words_of(read(write_report(run)))
+    line = {
+        "frequency": frequency,
+        "period": 8.0,
+        "harmonic": 1,
+        "significance": 50.0,
+        "amplitude": amplitude,
+    }
+    numbers = [*frequency, amplitude, 0.0] * array.shape[0]
+    entry = {"name": "brain", "frequencies": [frequency], "leading": [array.shape[0]], "waves": numbers}
+    write_json(run / "periodic.json", {"note": "found", "lines": [line], "images": [entry]})
+    text = words_of(read(write_report(run)))
+    assert "A pattern repeats every 8 pixels (amplitude 12 grey levels)" in text
+    assert "where it should not be, most at" not in text
+
+
+@pytest.mark.parametrize("record", [b"{", b"[]", b'{"images": [{}], "lines": 3}', b'{"lines": [3]}'])
+def test_a_damaged_record_of_lines_does_not_break_the_page(make_run, record):
+    run = make_run()
+    (run / "periodic.json").write_bytes(record)
+    assert "</html>" in read(write_report(run))
+
+
+def test_the_gauge_and_the_noise_left_are_told(make_run):
+    text = words_of(read(write_report(make_run())))
+    assert "The gauge of signal loss reads “good”" in text
+    assert "structure that the next plane, whose noise is independent, shows too" in text
+    assert "Signal loss good" in text
+    # The noise of the fixture is white, though its kernel is a row.
+    assert "Correlation at 1 pixel along x, less that at 1 pixel along y" in text
+    assert "hardly any is left" in text
+
+
+def test_of_one_plane_the_gauge_says_that_it_is_rough(make_run):
+    text = words_of(read(write_report(make_run(dims="yx"))))
+    assert "There is no second plane of independent noise" in text
+
+
+def test_signal_that_is_removed_is_warned_of(make_run):
+    run = make_run()
+    array = locations.open_group(run / "denoised.ome.zarr", "a")["0"]
+    values = np.asarray(array[...]).astype(float)
+    array[...] = (values.mean() + 0.7 * (values - values.mean())).round().astype(array.dtype)
+    text = words_of(read(write_report(run)))
+    assert re.search("Signal is being removed: (29|30|31) % of the local contrast", text)
+    assert "reads “signal is being removed”" in text
+
+
+def test_intensities_are_compared_with_a_known_truth(make_run):
+    run = make_run()
+    write_json(run / "truth.json", {"url": "denoised.ome.zarr"})
+    text = read(write_report(run))
+    assert "the largest mean error of any intensity is 0 %" in words_of(text)
+    assert written(run) == FIGURES | {"intensity_bias"}
+    assert [attrs["id"] for tag, attrs in Tags(text).tags if tag == "section"][5:7] == ["residual", "bias"]
+
+
+@pytest.mark.parametrize("record", [{"url": "/nowhere.ome.zarr"}, {}, {"url": 3}])
+def test_a_truth_that_cannot_be_read_is_left_out(make_run, record):
+    run = make_run()
+    write_json(run / "truth.json", record)
+    assert "The comparison with the truth is left out" in words_of(read(write_report(run)))
+    assert written(run) == FIGURES

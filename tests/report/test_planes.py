@@ -3,10 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from denoizarr.errors import BadRequest
 from denoizarr.images.save import save_image
 from denoizarr.report import planes as planes_module
 from denoizarr.report import words
-from denoizarr.report.planes import ImagePair, image_pairs, read_planes, short_name
+from denoizarr.report.image_pairs import ImagePair, image_pairs, short_name
+from denoizarr.report.planes import read_neighbours, read_planes, read_truth
 from denoizarr.stores.sources import ImageReader
 
 
@@ -93,3 +95,36 @@ def test_short_names(url, name):
 )
 def test_numbers_read_as_people_say_them(made, text):
     assert made == text
+
+
+def test_the_middle_of_neighbours_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(planes_module, "LARGEST_NEIGHBOUR", 16)
+    stack = np.arange(9 * 40 * 50, dtype=np.uint16).reshape(9, 40, 50)
+    pair = pair_of(tmp_path, stack)
+    planes = read_neighbours(pair, read_planes(pair))
+    assert planes.core == (slice(12, 28), slice(17, 33))
+    assert len(planes.neighbours) == 3
+    for gap, (raw, denoised) in enumerate(planes.neighbours, start=1):
+        np.testing.assert_array_equal(raw, stack[(4 + gap, *planes.core)])
+        np.testing.assert_array_equal(denoised, raw)
+
+
+@pytest.mark.parametrize(("depth", "numbers"), [(1, []), (2, [0]), (3, [2]), (5, [3, 4])])
+def test_at_the_end_of_a_stack_neighbours_are_those_that_there_are(tmp_path, depth, numbers):
+    stack = np.arange(depth * 40 * 50, dtype=np.uint16).reshape(depth, 40, 50)
+    pair = pair_of(tmp_path, stack)
+    planes = read_neighbours(pair, read_planes(pair))
+    assert len(planes.neighbours) == len(numbers)
+    for number, (raw, _) in zip(numbers, planes.neighbours, strict=True):
+        np.testing.assert_array_equal(raw, stack[number])
+
+
+def test_a_truth_is_read_at_the_place_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(planes_module, "LARGEST_SIDE", 32)
+    stack = np.arange(3 * 100 * 90, dtype=np.uint16).reshape(3, 100, 90)
+    pair = pair_of(tmp_path, stack)
+    planes = read_planes(pair, align=(8, 8))
+    np.testing.assert_array_equal(read_truth(pair.denoised, planes), planes.raw)
+    save_image(np.ones((3, 100, 91), np.uint16), tmp_path / "other.ome.zarr")
+    with pytest.raises(BadRequest, match="another shape"):
+        read_truth(str(tmp_path / "other.ome.zarr"), planes)

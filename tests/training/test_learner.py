@@ -20,7 +20,7 @@ from denoizarr.training.options import TrainingOptions
 from denoizarr.training.processes import Processes
 
 CPU = Processes(torch.device("cpu"))
-SMALL = TrainingOptions(patch_size=16, batch_size=4, features=4, mask_percentage=3)
+SMALL = TrainingOptions(patch_size=16, batch_size=4, features=4, mask_percentage=3, precision="float32")
 RATE = 1e-3
 
 

@@ -163,8 +163,11 @@ def test_center_size_bounds_the_lags() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "rings"}, "not in this version"),
-        ({"base_percentile": 50}, "base_percentile"),
+        ({"method": "significance", "base_percentile": 50}, "base_percentile"),
+        ({"method": "rings", "floor": 0.1}, "floor"),
+        ({"base_percentile": 50, "floor": 0.1}, "cannot be mixed"),
+        ({"base_percentile": 150}, "0 to 100"),
+        ({"log_autocorr": 1}, "true or false"),
         ({"method": "magic"}, "unknown extractor method"),
         ({"colour": "red"}, "unknown extractor setting"),
         ({"center_size": 10}, "center_size"),
@@ -303,7 +306,7 @@ def test_masks_that_are_no_kernel_are_refused(tmp_path: Path, mask: np.ndarray) 
 
 
 @pytest.mark.parametrize(
-    "change", [{"format": "x"}, {"version": 2}, {"mask": None}, {"mask": [[0]]}, {"windows": "many"}]
+    "change", [{"format": "x"}, {"version": 3}, {"mask": None}, {"mask": [[0]]}, {"windows": "many"}]
 )
 def test_files_that_are_no_kernel_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
     path = tmp_path / "kernel.json"

@@ -15,6 +15,7 @@ from . import images as images
 from . import jobs as jobs
 from . import looking as looking
 from . import models as models
+from . import noise as noise
 from .app import app
 
 

@@ -53,6 +53,7 @@ def plan(
         f"computes {planned.recompute_factor:.2f} voxels per voxel kept\n"
         f"roughly {duration(planned.seconds)} on this machine, training included"
     )
+    lines = "\n".join([lines, *(f"note: {note}" for note in planned.notes)])
     say(lines, planned.to_json(), as_json)
 
 

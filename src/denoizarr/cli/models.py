@@ -53,7 +53,10 @@ def train(
         int | None, typer.Option(help="Stop after so many epochs without a better validation loss.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, patches and blind spots.")] = 0,
-    precision: Annotated[str, typer.Option(help="Of the steps: float32 or bfloat16.")] = "float32",
+    periodic: Annotated[
+        str, typer.Option(help="Take lines that run through whole images out first: auto or off.")
+    ] = "auto",
+    precision: Annotated[str, typer.Option(help="Of the steps: auto, float32 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
     checkpoint: Annotated[
         str | None, typer.Option(help="Folder of the state to resume from; default OUT.checkpoints.")
@@ -103,6 +106,7 @@ def train(
         checkpoint=checkpoint or f"{out.removesuffix('.safetensors')}.checkpoints",
         log=log,
         samples=samples,
+        periodic=periodic,  # type: ignore[arg-type]  # checked where it is used
     )
     if denoiser.training["processes"] > 1 and os.environ.get("RANK", "0") != "0":
         return  # under torchrun all processes come out with the same model, and the first writes it

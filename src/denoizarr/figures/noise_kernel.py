@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -14,6 +15,9 @@ from matplotlib.ticker import MaxNLocator
 
 from denoizarr.errors import BadRequest
 from denoizarr.figures import canvas
+
+# From nearly white to a grey on which the outline and the dot are still seen.
+_KERNEL_COLOURS = LinearSegmentedColormap.from_list("kernel", ("#f0f0f0", "#9e9e9e"))
 
 
 def noise_kernel_figure(
@@ -28,12 +32,13 @@ def noise_kernel_figure(
 
     Parameters
     ----------
-    mask : (odd, odd) array of bool
-        The kernel, (y, x), centred; True is hidden.
-    autocorrelation : (odd, odd) array
+    mask : array of bool of odd sides
+        The kernel, (y, x), centred; True is hidden. Of (z, y, x) the middle plane is drawn, here and below.
+    autocorrelation : array of odd sides
         Correlation at each lag, (y, x), centred, 1 at lag zero; of any odd shape.
-    z_scores : (odd, odd) array, optional
-        Correlation over its standard error, as ``autocorrelation``; gives the significance floor.
+    z_scores : array of odd sides, optional
+        Correlation over its standard error, as ``autocorrelation``; gives the significance floor. Zero where
+        nothing was tested.
     z_threshold : float
         Standard errors that count as significant.
     title : str
@@ -47,8 +52,11 @@ def noise_kernel_figure(
     Raises
     ------
     BadRequest
-        When an array is not two-dimensional with odd sides.
+        When an array has not two or three odd sides.
     """
+    volume = np.asarray(mask)
+    mask, autocorrelation = middle_plane(volume), middle_plane(autocorrelation)
+    z_scores = None if z_scores is None or not np.any(z_scores) else middle_plane(z_scores)
     hidden = _centred(mask, "mask").astype(bool)
     correlation = _centred(autocorrelation, "autocorrelation").astype(np.float64)
     shape = tuple(max(sides) for sides in zip(hidden.shape, correlation.shape, (3, 3), strict=True))
@@ -59,13 +67,19 @@ def noise_kernel_figure(
         scores = fitted(_centred(z_scores, "z-scores").astype(np.float64), correlation.shape, fill=np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):
             floor = z_threshold * np.abs(correlation / scores)
+        floor[~np.isfinite(floor)] = np.nan
 
-    figure = canvas.new_canvas(title, _caption(hidden, floor is not None, z_threshold), width=11, height=8.2)
+    caption = _caption(volume, floor is not None, z_threshold)
+    figure = canvas.new_canvas(title, caption, width=11, height=8.2)
     panels = figure.subplots(2, 2, height_ratios=(1.35, 1))
     limit = signed_limit(correlation)
     if floor is not None and np.isfinite(floor).any():
         limit = max(limit, float(np.nanmedian(floor)))
-    picture = correlation_map(panels[0, 0], correlation, hidden, limit=limit)
+    seen = _worth_seeing(correlation, hidden, limit)
+    shown, outlined = (
+        fitted(array, seen, fill=fill) for array, fill in ((correlation, np.nan), (hidden, False))
+    )
+    picture = correlation_map(panels[0, 0], shown, outlined, limit=limit)
     canvas.panel_title(panels[0, 0], "Correlation of the noise")
     # The kernel with a little around it: at the map's scale a small one would be a dot.
     near = [
@@ -109,6 +123,46 @@ def correlation_map(axes: Axes, correlation: np.ndarray, hidden: np.ndarray, *, 
     axes.add_collection(LineCollection(mask_outline(hidden), colors=canvas.INK, linewidths=1.6))
     _lag_axes(axes)
     return picture
+
+
+def _worth_seeing(correlation: np.ndarray, hidden: np.ndarray, limit: float) -> tuple[int, int]:
+    """Return how much of a map to show: the kernel, what is strong, and a little around."""
+    strong = np.abs(np.nan_to_num(correlation)) >= 0.25 * limit
+    strong[tuple(size // 2 for size in strong.shape)] = False
+    wanted = max(*(reach + 4 for reach in _reach(hidden)), *(reach + 2 for reach in _reach(strong)), 8)
+    height, width = (2 * min(size // 2, wanted) + 1 for size in correlation.shape)
+    return height, width
+
+
+def kernel_panel(axes: Axes, hidden: np.ndarray) -> Any:
+    """Draw a kernel around the pixel that is predicted; returns the image, 0 (seen) to 1 (hidden).
+
+    Parameters
+    ----------
+    axes : Axes
+        Where to draw.
+    hidden : (odd, odd) array
+        Of bool, or of shares of several kernels; where there is any share, an outline is drawn.
+    """
+    reach_y, reach_x = (size // 2 for size in hidden.shape)
+    picture = axes.imshow(
+        hidden.astype(np.float64),
+        cmap=_KERNEL_COLOURS,
+        vmin=0,
+        vmax=1,
+        extent=(-reach_x - 0.5, reach_x + 0.5, reach_y + 0.5, -reach_y - 0.5),
+        interpolation="nearest",
+    )
+    axes.add_collection(LineCollection(mask_outline(hidden > 0), colors=canvas.INK, linewidths=1.6))
+    axes.plot(0, 0, marker="o", color=canvas.VERMILION, markersize=7, linestyle="none")
+    _lag_axes(axes)
+    return picture
+
+
+def middle_plane(array: Any) -> np.ndarray:
+    """Return the plane of the predicted voxel of a centred array over (z, y, x); one over (y, x) as it is."""
+    values = np.asarray(array)
+    return values[len(values) // 2] if values.ndim == 3 and len(values) % 2 else values
 
 
 def signed_limit(*correlations: np.ndarray) -> float:
@@ -180,18 +234,7 @@ def _reach(hidden: np.ndarray) -> tuple[int, int]:
 
 
 def _kernel(axes: Axes, hidden: np.ndarray) -> None:
-    reach_y, reach_x = (size // 2 for size in hidden.shape)
-    axes.imshow(
-        np.where(hidden, 0.62, 0.94),
-        cmap="gray",
-        vmin=0,
-        vmax=1,
-        extent=(-reach_x - 0.5, reach_x + 0.5, reach_y + 0.5, -reach_y - 0.5),
-        interpolation="nearest",
-    )
-    axes.add_collection(LineCollection(mask_outline(hidden), colors=canvas.INK, linewidths=1.6))
-    axes.plot(0, 0, marker="o", color=canvas.VERMILION, markersize=7, linestyle="none")
-    _lag_axes(axes)
+    kernel_panel(axes, hidden)
     count = int(hidden.sum())
     canvas.panel_title(axes, f"Hidden in training: {count} pixel{'s' if count != 1 else ''}")
     handles = [
@@ -264,13 +307,18 @@ def _section(
         axes.legend(frameon=False, fontsize=canvas.TEXT_SIZE, loc="upper right")
 
 
-def _caption(hidden: np.ndarray, floor_known: bool, z_threshold: float) -> str:
+def _caption(volume: np.ndarray, floor_known: bool, z_threshold: float) -> str:
     meaning = (
         "Each square of the map says how strongly the noise of two pixels at that distance agrees: red, "
         "together; blue, opposite; white, independently. A pixel that shares noise with the one being "
         "predicted would give it away, so it is hidden (outlined). "
     )
-    if int(hidden.sum()) == 1:
+    if volume.ndim == 3:
+        meaning += (
+            f"The kernel spans {len(volume)} planes along z and hides {int(volume.sum())} voxels; this is "
+            "the plane of the predicted one. "
+        )
+    if int(volume.sum()) == 1:
         meaning += "Here no other pixel was found to share noise, so only the pixel itself is hidden. "
     if floor_known:
         meaning += f"Grey band: what chance alone could give ({z_threshold:.2g} standard errors)."

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from denoizarr.errors import BadRequest
 from denoizarr.figures import canvas
@@ -67,27 +69,101 @@ def intensity_profile(
     return IntensityProfile(centre[enough], mean[enough], np.sqrt(variance[enough]), count[enough])
 
 
+@dataclass(frozen=True, slots=True)
+class CorrelationView:
+    """Correlation of what was removed, in one kind of places.
+
+    Attributes
+    ----------
+    autocorrelation : (odd, odd) array
+        Of raw minus denoised, centred, 1 at lag zero.
+    chance : float
+        What sampling alone could give at a lag.
+    marked : (odd, odd) array of bool
+        Correlation that should not be there.
+    windows : int
+        How many windows were averaged.
+    """
+
+    autocorrelation: np.ndarray
+    chance: float
+    marked: np.ndarray
+    windows: int
+
+
 def residual_figure(
-    residual_autocorrelation: Any,
+    background: CorrelationView,
+    signal: CorrelationView | None,
     mask: Any,
-    profile: IntensityProfile | None = None,
     *,
     expected_autocorrelation: Any = None,
-    noise_sigma: float | np.ndarray | None = None,
     title: str = "Is what was removed noise?",
 ) -> Figure:
-    """Draw the residual's autocorrelation beside what it should be, and the residual over intensity.
+    """Draw the residual's autocorrelation on background and on signal: maps, and cuts along x and y.
 
     Parameters
     ----------
-    residual_autocorrelation : (odd, odd) array
-        Of raw minus denoised, centred, 1 at lag zero.
+    background : CorrelationView
+    signal : CorrelationView or None
+        None where there are too few places with structure; its map is then left empty.
     mask : (odd, odd) array of bool
-        The noise kernel: only inside it may a residual be correlated.
-    profile : IntensityProfile, optional
-        Mean and spread of the residual by intensity.
+        The noise kernel: only inside it may a residual be correlated. Outlined.
     expected_autocorrelation : (odd, odd) array, optional
-        The noise's own autocorrelation as measured; shown inside the kernel, zero outside.
+        The noise's own autocorrelation as measured; dashed in the cuts.
+    title : str
+        Title of the figure.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Axes in this order: map on background, map on signal, cut along x, cut along y, colour bar.
+
+    Raises
+    ------
+    BadRequest
+        When a map is not a plane.
+    """
+    views = [("background", background), ("signal", signal)]
+    maps = [canvas.plane_of(view.autocorrelation).astype(np.float64) for _, view in views if view]
+    shape = tuple(max(size, 3) for size in maps[0].shape)
+    hidden = fitted(canvas.plane_of(mask, "mask").astype(bool), shape, fill=False)
+    expected = None
+    if expected_autocorrelation is not None:
+        given = canvas.plane_of(expected_autocorrelation, "expected autocorrelation").astype(np.float64)
+        expected = fitted(given, shape, fill=np.nan)
+    limit = signed_limit(*maps, *([] if expected is None else [np.nan_to_num(expected)]))
+    any_marks = any(view is not None and bool(view.marked.any()) for _, view in views)
+    figure = canvas.new_canvas(title, _caption(any_marks, expected is not None), width=11, height=8.8)
+    panels = figure.subplots(2, 2, height_ratios=(1.3, 1))
+    for axes, (name, view) in zip(panels[0], views, strict=True):
+        if view is None:
+            canvas.without_ticks(axes)
+            axes.text(0.5, 0.5, f"too little {name} to measure", ha="center", color=canvas.FAINT)
+        else:
+            drawn = fitted(np.asarray(view.autocorrelation, np.float64), shape, fill=np.nan)
+            correlation_map(axes, drawn, hidden, limit=limit)
+            _marks(axes, fitted(np.asarray(view.marked, bool), shape, fill=False))
+        count = "" if view is None else f" ({view.windows} windows)"
+        canvas.panel_title(axes, f"What was removed on {name}{count}")
+    for axis, axes in ((1, panels[1, 0]), (0, panels[1, 1])):
+        _cut(axes, views, expected, shape, axis, limit)
+    picture = panels[0, 0].images[0]
+    canvas.colour_bar(figure, picture, list(panels[0]), "correlation (centre left out)", fraction=0.03)
+    return figure
+
+
+def intensity_profile_figure(
+    profile: IntensityProfile,
+    noise_sigma: float | np.ndarray | None = None,
+    *,
+    title: str = "What was removed, by brightness",
+) -> Figure:
+    """Draw mean and spread of the residual over intensity.
+
+    Parameters
+    ----------
+    profile : IntensityProfile
+        Mean and spread of the residual by denoised intensity.
     noise_sigma : float or array, optional
         Grey levels; the spread that noise alone would give, one value, or one per bin of ``profile``.
     title : str
@@ -96,30 +172,68 @@ def residual_figure(
     Returns
     -------
     matplotlib.figure.Figure
-        Axes in this order: measured, expected, mean over intensity, spread over intensity, colour bar.
-        Without ``profile`` mean and spread are left out.
+        Axes in this order: mean, spread.
     """
-    measured = canvas.plane_of(residual_autocorrelation, "autocorrelation").astype(np.float64)
-    shape = tuple(max(size, 3) for size in measured.shape)
-    measured = fitted(measured, shape, fill=0.0)
-    hidden = fitted(canvas.plane_of(mask, "mask").astype(bool), shape, fill=False)
-    expected = np.zeros(shape)
-    if expected_autocorrelation is not None:
-        expected = fitted(canvas.plane_of(expected_autocorrelation).astype(np.float64), shape, fill=0.0)
-        expected = np.where(hidden, np.nan_to_num(expected), 0.0)
-    rows = 1 if profile is None or profile.intensity.size == 0 else 2
-    figure = canvas.new_canvas(title, _caption(rows == 2), width=11, height=5.2 + 3.6 * (rows - 1))
-    panels = figure.subplots(rows, 2, squeeze=False, height_ratios=(1.25, 1)[:rows])
-    limit = signed_limit(measured, expected)
-    picture = correlation_map(panels[0, 0], measured, hidden, limit=limit)
-    canvas.panel_title(panels[0, 0], "Correlation in what was removed")
-    correlation_map(panels[0, 1], expected, hidden, limit=limit)
-    canvas.panel_title(panels[0, 1], "What it should be: the noise's own")
-    if rows == 2 and profile is not None:
-        _mean(panels[1, 0], profile)
-        _spread(panels[1, 1], profile, noise_sigma)
-    canvas.colour_bar(figure, picture, list(panels[0]), "correlation (centre left out)", fraction=0.03)
+    figure = canvas.new_canvas(title, _PROFILE_CAPTION, width=11, height=4.6)
+    panels = figure.subplots(1, 2)
+    _mean(panels[0], profile)
+    _spread(panels[1], profile, noise_sigma)
     return figure
+
+
+def _marks(axes: Axes, marked: np.ndarray) -> None:
+    """Put a ring on every correlation that should not be there."""
+    rows, columns = np.nonzero(marked)
+    if rows.size:
+        reach_y, reach_x = (size // 2 for size in marked.shape)
+        axes.plot(
+            columns - reach_x,
+            rows - reach_y,
+            linestyle="none",
+            marker="o",
+            markersize=6,
+            markerfacecolor="none",
+            markeredgecolor=canvas.ORANGE,
+            markeredgewidth=1.4,
+        )
+
+
+def _cut(
+    axes: Axes,
+    views: list[tuple[str, CorrelationView | None]],
+    expected: np.ndarray | None,
+    shape: tuple[int, ...],
+    axis: int,
+    limit: float,
+) -> None:
+    """Draw the line through the centre of every map, one side of it: the other is its mirror image."""
+    name, middle, reach = "yx"[axis], shape[1 - axis] // 2, shape[axis] // 2
+    lags = np.arange(1, reach + 1)
+    axes.axhline(0, color=canvas.FAINT, linewidth=0.8)
+    colours = {"background": canvas.BLUE, "signal": canvas.VERMILION}
+    shifts = {"background": -0.07, "signal": 0.07}
+    for place, view in views:
+        if view is None:
+            continue
+        whole = fitted(np.asarray(view.autocorrelation, np.float64), shape, fill=np.nan)
+        profile = np.take(whole, middle, axis=1 - axis)[reach + 1 :]
+        # Of each its own: where windows are few, chance reaches further.
+        axes.axhspan(-view.chance, view.chance, color=colours[place], alpha=0.13, linewidth=0)
+        axes.plot(
+            lags + shifts[place], profile, marker="o", markersize=4, color=colours[place], label=f"on {place}"
+        )
+    if expected is not None:
+        profile = np.take(expected, middle, axis=1 - axis)[reach + 1 :]
+        axes.plot(lags, profile, linestyle="--", linewidth=1.4, color=canvas.INK, label="the noise itself")
+    canvas.panel_title(axes, f"Cut along {name}")
+    canvas.plain_plot(axes, x_label=f"distance along {name} (pixels)", y_label="correlation")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9, min_n_ticks=1))
+    lowest = min(0.0, *(float(np.nanmin(line.get_ydata())) for line in axes.lines))
+    axes.set_ylim(min(1.15 * lowest, -0.25 * limit), 1.3 * limit)
+    axes.set_xlim(0.5, reach + 0.5)
+    band = Patch(facecolor=canvas.FAINT, alpha=0.3, label="could be chance, in the colour of each")
+    handles = [*axes.get_legend_handles_labels()[0], band]
+    axes.legend(handles=handles, frameon=False, fontsize=canvas.TEXT_SIZE, loc="upper right")
 
 
 def _mean(axes: Axes, profile: IntensityProfile) -> None:
@@ -162,16 +276,23 @@ def _spread(axes: Axes, profile: IntensityProfile, noise_sigma: float | np.ndarr
     )
 
 
-def _caption(with_profile: bool) -> str:
+def _caption(any_marks: bool, expected: bool) -> str:
     text = (
-        "Top: noise agrees with itself only inside the outline. Colour outside the outline of the left map, "
-        "where the right one is white, means that structure was removed with the noise."
+        "Each square says how strongly what was removed at two pixels of that distance agrees. Noise agrees "
+        "only inside the outline, the noise kernel; negative values beside it are usual, for a little of "
+        "each pixel's noise stays in its neighbours' results. "
     )
-    if with_profile:
-        text += (
-            " Bottom left: averaged over many pixels of one brightness, noise cancels; a line that leaves "
-            "zero at the bright end means that bright structures were dimmed (above zero) or inflated "
-            "(below). Bottom right: the spread should be that of the noise; more means lost signal, less "
-            "means noise left."
-        )
-    return text
+    text += (
+        "Ringed in orange: correlation that chance and the kernel do not explain. On background it is noise "
+        "beyond the kernel; on signal, where it exceeds the background's, it is structure that was removed."
+        if any_marks
+        else "Nothing is ringed: no correlation is left that chance and the kernel do not explain."
+    )
+    return f"{text} Dashed: the noise as it was measured." if expected else text
+
+
+_PROFILE_CAPTION = (
+    "Left: averaged over many pixels of one brightness, noise cancels; a line that leaves zero at the bright "
+    "end means that bright structures were dimmed (above zero) or inflated (below). Right: the spread should "
+    "be that of the noise; more means lost signal, less means noise left."
+)

@@ -15,17 +15,22 @@ import xarray as xr
 from denoizarr.engine.cluster import usable_cores
 from denoizarr.engine.summary import RunSummary, added
 from denoizarr.images.output import ledger_url
+from denoizarr.images.periodic import keep_waves, kept_waves
+from denoizarr.images.plane_waves import measure_waves
 from denoizarr.images.write import ImageJob, write_image
 from denoizarr.stores import locations
-from denoizarr.stores.images import ImageLike, as_images
+from denoizarr.stores.images import ImageLike, as_images, corrected_image
+from denoizarr.stores.periodic import WaveTable
+from denoizarr.stores.sources import ImageReader
 from denoizarr.stores.strict import Missing
 from denoizarr.training.denoiser import Denoiser
 from denoizarr.training.own_network import OwnNetwork
 
 from .block import PredictionSpec, denoise_block
-from .prediction import PREDICTION_BATCH_VOXELS, plan_prediction
+from .prediction import PREDICTION_BATCH_VOXELS, Prediction, plan_prediction
 
 _LOG = logging.getLogger(__name__)
+_WAVES = "periodic.json"
 # Cores are filled with blocks; one block's last bits depend on its number of threads.
 _BLOCK_THREADS = 1
 
@@ -49,7 +54,9 @@ def predict(
 ) -> RunSummary:
     """Denoise a whole image into an OME-Zarr pyramid whose voxels do not show where the blocks were.
 
-    Run again with the same arguments to resume: blocks that the ledger holds are not done twice.
+    Run again with the same arguments to resume: blocks that the ledger holds are not done twice. Where the
+    model knows of periodic lines, a pass before the first block measures those of every plane, and they are
+    taken out of what is read; they are kept beside the ledger, so that a resumed run does not measure again.
 
     Parameters
     ----------
@@ -133,6 +140,10 @@ def _predict_one(
     **layout_options: Any,
 ) -> RunSummary:
     planned = plan_prediction(model, image, destination, **layout_options)
+    waves_url = locations.join(ledger_url(planned.layout.url), _WAVES)
+    lines = _waves_of(model, planned, None if overwrite else waves_url, client)
+    if lines is not None and not lines.is_empty:
+        planned = plan_prediction(model, corrected_image(image, lines), destination, **layout_options)
     for warning in planned.warnings:
         _LOG.warning("%s: %s", planned.reader.name, warning)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -174,13 +185,30 @@ def _predict_one(
             client=client,
             threads=usable_cores(),
             progress=progress,
-            prepare=lambda: _keep_model(model, model_url),
+            prepare=lambda: _keep(model, model_url, waves_url, planned.reader, lines),
         )
     finally:
         torch.set_num_threads(threads_before)
 
 
-def _keep_model(model: Denoiser, url: str) -> None:
-    """Put a copy of the model beside the output, for the workers and for later."""
+def _keep(model: Denoiser, url: str, waves_url: str, reader: ImageReader, lines: WaveTable | None) -> None:
+    """Put a copy of the model beside the output, for the workers and for later, and what was measured."""
     if not locations.exists(url):
         model.save(url)
+    if lines is not None:
+        keep_waves(waves_url, reader, lines)
+
+
+def _waves_of(model: Denoiser, planned: Prediction, url: str | None, client: Any) -> WaveTable | None:
+    """Return the image's periodic lines: as an earlier run of this job measured them, or measured now.
+
+    None where the model knows of none, or the image is less its lines already.
+    """
+    reader = planned.reader
+    if not model.periodic or reader.uncorrected is not None:
+        return None
+    known = None if url is None else kept_waves(url, reader, model.periodic)
+    if known is not None:
+        return known
+    _LOG.info("%s: measuring periodic lines", reader.name)
+    return measure_waves(reader, model.periodic, client=client)

@@ -128,7 +128,7 @@ def plan_prediction(
     reader = reader_of(image)
     n = len(denoiser.halo)
     _check_model(denoiser, reader, n)
-    kept = _dtype_of(reader.dtype if dtype in (None, "same") else dtype)
+    kept = _dtype_of(reader.stored_dtype if dtype in (None, "same") else dtype)
     scale, translation, units = world_of(image)
     if n == 3 and shards is None:
         chunks, shards = _deep_units(reader, chunks, ome_version)
@@ -159,7 +159,7 @@ def plan_prediction(
         read * len(grid) / min(len(grid), 64)
     )  # 64 blocks stand for all: metadata must suffice for a petabyte
     written = sum(prod(level.shape) for level in layout.levels) * kept.itemsize
-    changes = () if kept == reader.dtype else (f"dtype {reader.dtype} became {kept}",)
+    changes = () if kept == reader.stored_dtype else (f"dtype {reader.stored_dtype} became {kept}",)
     return Prediction(
         reader,
         layout,

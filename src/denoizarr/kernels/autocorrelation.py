@@ -1,4 +1,4 @@
-"""Signed autocorrelation of small windows, with its bias and its sampling error.
+"""Signed autocorrelation: of each of some windows, or summed over any number of them or over a whole image.
 
 A legend for the symbols used here: ``l`` is a lag (dy, dx), ``R`` the reach (lags go from -R to R on both
 axes), ``C(l)`` the autocovariance, ``r(l) = C(l) / C(0)`` the autocorrelation, ``N(l)`` the number of pairs
@@ -7,13 +7,14 @@ of pixels at that lag in one window.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 import scipy.fft
-import scipy.signal
 
 from denoizarr.errors import BadRequest
 
@@ -77,20 +78,158 @@ class LagProducts:
         return LagProducts(np.concatenate([part.products for part in parts]), parts[0].pairs)
 
 
+@dataclass(frozen=True, slots=True)
+class LagSums:
+    """Signed products of voxel pairs summed over any number of windows, or over a whole image.
+
+    Its size does not grow with what went in. Parts are merged by adding, so the order of merging is part of
+    the result's last bits: merge in the order of the windows, or of the blocks of an image.
+
+    Attributes
+    ----------
+    products : float64 array of odd sides
+        Sum of the products at every lag (dy, dx) or (dz, dy, dx), lag zero in the middle.
+    pairs : int64 array of the same shape
+        Pairs that went in at each lag.
+    windows : int
+        Windows, or blocks.
+    """
+
+    products: Floats
+    pairs: np.ndarray[Any, np.dtype[np.int64]]
+    windows: int
+
+    @staticmethod
+    def merged(parts: Iterable[LagSums]) -> LagSums:
+        """Return the sums of all parts, added in the order given.
+
+        Raises
+        ------
+        BadRequest
+            There are no parts.
+        """
+        total: LagSums | None = None
+        for part in parts:
+            total = (
+                part
+                if total is None
+                else LagSums(
+                    total.products + part.products, total.pairs + part.pairs, total.windows + part.windows
+                )
+            )
+        if total is None:
+            raise BadRequest("no windows to measure the autocorrelation in")
+        return total
+
+    def autocovariance(self) -> Floats:
+        """Return the mean product of a pair at every lag; 0 where there are no pairs."""
+        covariance: Floats = self.products / np.maximum(self.pairs, 1)
+        return covariance
+
+    def autocorrelation(self) -> Floats:
+        """Return the autocovariance over that at lag zero, divided once, after all is summed."""
+        covariance = self.autocovariance()
+        zero_lag = float(covariance[tuple(n // 2 for n in covariance.shape)])
+        correlation: Floats = covariance / zero_lag if zero_lag > 0 else np.zeros_like(covariance)
+        return correlation
+
+
+def window_sums(windows: np.ndarray[Any, Any], reach: tuple[int, ...]) -> LagSums:
+    """Sum the signed products of all pairs within each window.
+
+    Parameters
+    ----------
+    windows : (n, y, x) or (n, z, y, x) array
+        Detrended windows; taken as they are.
+    reach : tuple of int
+        Largest lag along every axis; each less than the side.
+
+    Returns
+    -------
+    LagSums
+        Of a stream of windows: merge those of its batches.
+
+    Raises
+    ------
+    BadRequest
+        When the lags do not fit into the windows.
+    """
+    shape = windows.shape[1:]
+    if len(reach) != len(shape) or not all(0 <= r < n for r, n in zip(reach, shape, strict=True)):
+        raise BadRequest("lags do not fit into the windows", where="reach", got=reach, expected=shape)
+    sums = np.zeros([2 * r + 1 for r in reach])
+    step = max(_BATCH * 64 * 64 // max(prod(shape), 1), 1)
+    for first in range(0, len(windows), step):
+        batch = np.asarray(windows[first : first + step], dtype=np.float64)
+        sums += _correlate_all(batch, batch, reach).sum(axis=0)
+    steps = [n - np.abs(np.arange(-r, r + 1)) for n, r in zip(shape, reach, strict=True)]
+    pairs = prod(np.ix_(*steps), start=np.int64(len(windows)))
+    return LagSums(sums, np.asarray(pairs, dtype=np.int64), len(windows))
+
+
+def block_sums(around: np.ndarray[Any, Any], inside: tuple[slice, ...], reach: tuple[int, ...]) -> LagSums:
+    """Sum the signed products of the pairs whose first voxel lies in a block, from the block and its halo.
+
+    ::
+
+        +---------------+
+        |  around       |    Blocks that tile an image, each read with ``reach`` more on all sides where the
+        |   +-------+   |    image has it, give exactly the pairs of the whole image: each pair belongs to the
+        |   | block |   |    block of its first voxel.
+        |   +-------+   |
+        +---------------+
+
+    Parameters
+    ----------
+    around : (y, x) or (z, y, x) array
+        The block with its halo, cut at the image's border. From all blocks the same mean is taken.
+    inside : tuple of slice
+        Where the block lies in it.
+    reach : tuple of int
+        Largest lag along every axis.
+
+    Returns
+    -------
+    LagSums
+        Of an image: merge those of its blocks in their order.
+    """
+    whole = np.asarray(around, dtype=np.float64)
+    block = np.zeros_like(whole)
+    block[inside] = whole[inside]
+    ones = np.zeros_like(whole)
+    ones[inside] = 1.0
+    products = _correlate_all(block[None], whole[None], reach)[0]
+    pairs = _correlate_all(ones[None], np.ones_like(whole)[None], reach)[0]
+    return LagSums(products, np.rint(pairs).astype(np.int64), 1)
+
+
+def _correlate_all(first: Floats, second: Floats, reach: tuple[int, ...]) -> Floats:
+    """Return the sum over p of first(p) second(p + l) for arrays of images of any dimension."""
+    axes = tuple(range(1, first.ndim))
+    shape = [scipy.fft.next_fast_len(n + r, real=True) for n, r in zip(first.shape[1:], reach, strict=True)]
+    left = scipy.fft.rfftn(first, shape, axes=axes)
+    right = left if second is first else scipy.fft.rfftn(second, shape, axes=axes)
+    sums = scipy.fft.irfftn(np.conj(left) * right, shape, axes=axes)
+    lags = np.ix_(*(np.arange(-r, r + 1) for r in reach))
+    return np.asarray(sums[(slice(None), *lags)], dtype=np.float64)
+
+
 def pair_counts(shape: tuple[int, int], reach: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return how many pairs of pixels a window of ``shape`` has at every lag up to ``reach``."""
     lags = np.abs(np.arange(-reach, reach + 1))
     return np.outer(shape[0] - lags, shape[1] - lags).astype(np.int64)
 
 
-def polynomials(shape: tuple[int, int], degree: int) -> Floats:
-    """Return orthonormal polynomials of total degree up to ``degree``, (terms, y, x).
+def polynomials(shape: tuple[int, ...], degree: int) -> Floats:
+    """Return orthonormal polynomials of total degree up to ``degree``, (terms, *shape).
 
-    Degree 0 is the mean, 1 a plane (3 terms), 2 a quadric (6 terms).
+    Degree 0 is the mean, 1 a plane (3 terms in two dimensions), 2 a quadric (6 terms).
     """
-    y, x = (np.linspace(-1.0, 1.0, n) if n > 1 else np.zeros(1) for n in shape)
-    terms = [np.outer(y**i, x**j).ravel() for i in range(degree + 1) for j in range(degree + 1 - i)]
-    orthonormal, _ = np.linalg.qr(np.array(terms).T)
+    axes = [np.linspace(-1.0, 1.0, n) if n > 1 else np.zeros(1) for n in shape]
+    grids = np.meshgrid(*axes, indexing="ij")
+    powers = [p for p in itertools.product(range(degree + 1), repeat=len(shape)) if sum(p) <= degree]
+    terms = [np.prod([grid**p for grid, p in zip(grids, each, strict=True)], axis=0) for each in powers]
+    orthonormal, _ = np.linalg.qr(np.array(terms).reshape(len(terms), -1).T)
     return np.ascontiguousarray(orthonormal.T).reshape(len(terms), *shape)
 
 
@@ -99,21 +238,21 @@ def detrend(windows: np.ndarray[Any, Any], degree: int = 2) -> Floats:
 
     Parameters
     ----------
-    windows : (n, y, x) array
+    windows : (n, y, x) or (n, z, y, x) array
         Raw intensities of any real dtype.
     degree : int
         Total degree of the polynomial.
 
     Returns
     -------
-    (n, y, x) float64 array
+    float64 array of the same shape
         Residuals. White noise keeps ``1 - terms / pixels`` of its variance (99.85 % for a quadric on
-        64x64); what is lost at each lag is given exactly by :func:`detrending_bias`.
+        64x64); what is lost is lost at the lowest frequencies.
     """
     flat = np.asarray(windows, dtype=np.float64).reshape(len(windows), -1)
     # Far from zero (an offset of 30000) products would lose digits: the mean goes first.
     flat = flat - flat.mean(axis=1, keepdims=True)
-    basis = polynomials((windows.shape[1], windows.shape[2]), degree).reshape(-1, flat.shape[1])
+    basis = polynomials(windows.shape[1:], degree).reshape(-1, flat.shape[1])
     residual: Floats = (flat - (flat @ basis.T) @ basis).reshape(windows.shape)
     return residual
 
@@ -145,100 +284,8 @@ def lag_products(windows: np.ndarray[Any, Any], reach: int) -> LagProducts:
     sums = np.empty((len(windows), 2 * reach + 1, 2 * reach + 1))
     for first in range(0, len(windows), _BATCH):
         batch = np.asarray(windows[first : first + _BATCH], dtype=np.float64)
-        sums[first : first + _BATCH] = _correlate(batch, batch, reach)
+        sums[first : first + _BATCH] = _correlate_all(batch, batch, (reach, reach))
     return LagProducts(sums, pair_counts((height, width), reach))
-
-
-def _correlate(first: Floats, second: Floats, reach: int) -> Floats:
-    """Return the sum over p of first(p) second(p + l), for arrays of images, at lags -reach to reach."""
-    shape = tuple(scipy.fft.next_fast_len(n + reach, real=True) for n in first.shape[-2:])
-    left = scipy.fft.rfft2(first, shape)
-    right = left if second is first else scipy.fft.rfft2(second, shape)
-    sums = scipy.fft.irfft2(np.conj(left) * right, shape)
-    lags = np.arange(-reach, reach + 1)
-    return np.asarray(sums[..., lags[:, None], lags[None, :]], dtype=np.float64)
-
-
-def detrending_bias(autocorrelation: Floats, shape: tuple[int, int], degree: int = 2) -> Floats:
-    """Return what detrending adds to the autocovariance of stationary noise at every lag.
-
-    With Q the orthonormal polynomials, S the covariance matrix of the noise and d = (1 - QQ')n the residual,
-    cov(d) = S - QQ'S - SQQ' + QQ'SQQ'. The three last terms, averaged over the pairs at a lag, are the bias.
-
-    Parameters
-    ----------
-    autocorrelation : (2R+1, 2R+1) float64 array
-        Of the noise; zero beyond R.
-    shape : (int, int)
-        Of the windows, (y, x).
-    degree : int
-        As given to :func:`detrend`.
-
-    Returns
-    -------
-    (2R+1, 2R+1) float64 array
-        In units of the noise's variance; mostly negative, about ``-terms * autocorrelation.sum() / pixels``.
-    """
-    reach = autocorrelation.shape[0] // 2
-    basis = polynomials(shape, degree)
-    # S q for every polynomial q: S is a convolution with the autocorrelation.
-    spread = scipy.signal.fftconvolve(basis, autocorrelation[None], mode="full", axes=(1, 2))
-    spread = spread[:, reach : reach + shape[0], reach : reach + shape[1]]
-    inner = np.einsum("iyx,jyx->ij", basis, spread)
-    cross = _correlate(basis, spread, reach).sum(axis=0)
-    twice = _correlate(basis, np.einsum("ij,jyx->iyx", inner, basis), reach).sum(axis=0)
-    bias: Floats = (twice - cross - cross[::-1, ::-1]) / pair_counts(shape, reach)
-    return bias
-
-
-def unbiased(autocorrelation: Floats, shape: tuple[int, int], degree: int = 2, iterations: int = 8) -> Floats:
-    """Take out of a mean autocorrelation of detrended windows what detrending did to it.
-
-    The fixed point of measured = (r + bias(r)) / (1 + bias(r)(0)). A constant at all lags looks like a
-    change of the window's mean and is lost with it; it is set so that the median over the outer quarter of
-    the lags is zero, for noise is not correlated that far. Each step shrinks the error by about
-    ``terms * r.sum() / pixels``, 0.013 for noise boxed over nine pixels in a 64x64 window.
-    """
-    reach = autocorrelation.shape[0] // 2
-    lags = np.abs(np.arange(-reach, reach + 1))
-    outer = np.maximum(lags[:, None], lags[None, :]) > 0.75 * reach
-    estimate = autocorrelation
-    for _ in range(iterations):
-        bias = detrending_bias(estimate, shape, degree)
-        estimate = autocorrelation * (1.0 + bias[reach, reach]) - bias
-        estimate = estimate - np.median(estimate[outer])
-        estimate = estimate / estimate[reach, reach]
-    return estimate
-
-
-def sampling_variance(autocorrelation: Floats, shape: tuple[int, int]) -> Floats:
-    """Return the variance of one window's r(l) if its noise is stationary with this autocorrelation.
-
-    Bartlett's formula in two dimensions (Bartlett, J. R. Stat. Soc. Suppl. 8, 1946; Box and Jenkins eq.
-    2.1.13): var r(l) = sum over h of [r(h)^2 + r(h+l) r(h-l) - 4 r(l) r(h) r(h-l) + 2 r(h)^2 r(l)^2] / N(l).
-    It holds for linear processes of any distribution, photon noise included. White noise gives 1 / N(l).
-
-    Parameters
-    ----------
-    autocorrelation : (2R+1, 2R+1) float64 array
-        Of the noise; zero beyond R. Its own estimation errors add up: set insignificant lags to zero.
-    shape : (int, int)
-        Of the windows, (y, x).
-
-    Returns
-    -------
-    (2R+1, 2R+1) float64 array
-        Zero at lag zero.
-    """
-    reach = autocorrelation.shape[0] // 2
-    # products[k] = sum over h of r(h) r(h + k), for |k| up to 2R; one zero border for lags up to 2l.
-    products = scipy.signal.fftconvolve(autocorrelation, autocorrelation[::-1, ::-1])
-    near = products[reach : 3 * reach + 1, reach : 3 * reach + 1]
-    double = products[::2, ::2]
-    power = products[2 * reach, 2 * reach]
-    variance = power + double - 4.0 * autocorrelation * near + 2.0 * autocorrelation**2 * power
-    result: Floats = np.maximum(variance, 0.0) / pair_counts(shape, reach)
-    return result
 
 
 def coarse_share(windows: Floats, block: int = 8) -> Floats:

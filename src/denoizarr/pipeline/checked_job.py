@@ -22,7 +22,7 @@ from denoizarr.training.noise_kernel import NoiseKernel
 from denoizarr.training.normalisation import Normalisation
 from denoizarr.training.options import TrainingOptions
 
-from .blind_spots import check_kernel_file, check_one_pixel, naming
+from .blind_spots import check_center_size, check_kernel_file, check_one_pixel, naming
 from .config import InputSettings, JobConfig, StageSettings
 from .where_to_look import settings_of
 
@@ -90,6 +90,8 @@ def check_job(job: JobConfig) -> CheckedJob:
     if stage2 is not None and job.stage2.mask_file_path is not None:
         kernel = NoiseKernel.load(job.stage2.mask_file_path)
         check_kernel_file(kernel, stage2, job.stage2.mask_file_path)
+    elif stage2 is not None:
+        check_center_size(job.extractor.extractor(), images)
     network = _untrained(stage2 or stage1, _channels(images[0]))
     predictions = tuple(
         plan_prediction(network, image, destination_of(job, names, name), **output_options(job))

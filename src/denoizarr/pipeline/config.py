@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from denoizarr.errors import ConfigError, ImageNotFound
 from denoizarr.stores import locations
+from denoizarr.training.structure import StructuralNoiseExtractor, method_of
 
 from .config_errors import as_config_error, yaml_problem
 
@@ -118,7 +119,7 @@ class StageSettings(_Section):
     upsampling: Literal["nearest", "transposed"] = "nearest"
     n2v2: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     augment: bool = True
     validation_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1
     validation_patches: Positive = 128
@@ -126,6 +127,7 @@ class StageSettings(_Section):
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     compile: bool = False
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
+    use_centre: bool = True
 
     use_roi: bool = False
     select_background: bool = True
@@ -174,9 +176,46 @@ class Stage2Settings(StageSettings):
 
 
 class ExtractorSettings(_Section):
-    """How the shape of structured noise is measured."""
+    """How the shape of structured noise is measured; a setting that is left out has its method's default."""
 
-    method: Literal["significance"] = "significance"
+    method: Literal["significance", "rings"] = "significance"
+    center_size: Annotated[int, Field(ge=2, le=127)] | None = None
+    max_true_pixels: Positive | None = None
+    minimum_windows: Annotated[int, Field(ge=3)] | None = None
+
+    floor: float | None = None
+    relative_floor: float | None = None
+    false_alarm: float | None = None
+
+    norm_autocorr: bool | None = None
+    log_autocorr: bool | None = None
+    crop_autocorr: bool | None = None
+    adapt_autocorr: bool | None = None
+    adapt_CB: float | None = None  # noqa: N815  # the documented name
+    adapt_DF: float | None = None  # noqa: N815
+    base_percentile: float | None = None
+    percentile_decay: float | None = None
+    center_ratio_threshold: float | None = None
+    use_center_proximity: bool | None = None
+    center_proximity_threshold: float | None = None
+    keep_center_component_only: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method_of_its_settings(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or data.get("method") is not None:
+            return data
+        known = {name for name in data if name in cls.model_fields and data[name] is not None}
+        return {**data, "method": method_of(None, known - {"method"})}
+
+    @model_validator(mode="after")
+    def _settings_of_their_method(self) -> ExtractorSettings:
+        self.extractor()
+        return self
+
+    def extractor(self) -> StructuralNoiseExtractor:
+        """Return the extractor; ``BadRequest`` where a setting is out of range or of the other method."""
+        return StructuralNoiseExtractor(**self.model_dump(exclude_none=True))
 
 
 class ClusterJobSettings(_Section):
@@ -202,6 +241,7 @@ class JobConfig(_Section):
     target: InputSettings | None = None
     run_stage1: bool = True
     run_stage2: bool = True
+    periodic: Literal["auto", "off"] = "auto"
     patch_filter: PatchFilterSettings = PatchFilterSettings()
     stage1: StageSettings = StageSettings()
     stage2: Stage2Settings = Stage2Settings()

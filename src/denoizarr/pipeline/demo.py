@@ -16,6 +16,7 @@ from denoizarr.figures.panels import panels_figure
 from denoizarr.images.output import is_complete
 from denoizarr.images.save import save_image
 from denoizarr.kernels.simulate import simulate_stack
+from denoizarr.report.page import write_report
 from denoizarr.stores import locations, records
 from denoizarr.stores.images import open_image
 
@@ -67,6 +68,9 @@ def demo(out: str | Path = "demo-out", *, seed: int = 0, progress: bool = True) 
         },
         progress=progress,
     )
+    # Training and the job never see the truth; the report, written once more, compares intensities with it.
+    records.write_json(locations.join(run, "truth.json"), {"url": "../truth.ome.zarr"})
+    write_report(run)
     stage1 = locations.join(run, "stage1.ome.zarr")
     images = {"noisy": noisy, "stage 1": stage1 if locations.exists(stage1) else summary.destination}
     images["stage 2"] = summary.destination

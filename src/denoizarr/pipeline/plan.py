@@ -41,6 +41,8 @@ class Plan:
         two.
     problems : tuple of str
         Why the job would be refused; empty where it would start.
+    notes : tuple of str
+        What is known only once voxels are read.
     """
 
     blocks: int = 0
@@ -51,6 +53,7 @@ class Plan:
     recompute_factor: float = 1.0
     seconds: float = 0.0
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON-able data."""
@@ -94,7 +97,14 @@ def plan(config: JobConfig | Mapping[str, Any] | str | Path) -> Plan:
         bytes_per_worker=max(p.bytes_per_worker for p in planned),
         recompute_factor=max(p.recompute_factor for p in planned),
         seconds=round(_START_UP_SECONDS + inference + training, 1),
+        notes=_notes(job),
     )
+
+
+def _notes(job: JobConfig) -> tuple[str, ...]:
+    if job.periodic == "off":
+        return ()
+    return ("where a sample shows periodic lines, every image is read once more, to measure them",)
 
 
 def _cost(options: TrainingOptions | None) -> float:

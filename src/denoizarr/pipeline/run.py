@@ -2,8 +2,8 @@
 
 ::
 
-    images -> statistics and filter maps -> index -> stage 1 -> noise kernel -> index -> stage 2
-           -> tiled inference -> OME-Zarr pyramid -> report
+    images -> less their periodic lines -> statistics and filter maps -> index -> stage 1
+           -> noise kernel -> index -> stage 2 -> tiled inference -> OME-Zarr pyramid -> report
 
 A step is done when its last, atomic write is there: a record, a model file, a state "complete".
 """
@@ -29,8 +29,9 @@ from denoizarr.engine.cluster import ClusterSettings, open_client, usable_cores
 from denoizarr.engine.driver_lock import only_driver
 from denoizarr.engine.ledger import Ledger
 from denoizarr.engine.summary import RunSummary, added
-from denoizarr.errors import BadRequest, EmptyIndex, ImageNotFound, MetadataError
+from denoizarr.errors import BadRequest, DegenerateData, ImageNotFound, MetadataError
 from denoizarr.images.output import is_complete
+from denoizarr.images.periodic_record import images_of_record, periodic_record
 from denoizarr.inference.predict import predict
 from denoizarr.inference.prediction import parse_bytes
 from denoizarr.report.page import write_report
@@ -43,10 +44,9 @@ from denoizarr.training.denoiser import Denoiser
 from denoizarr.training.noise_kernel import NoiseKernel, extract_noise_kernel
 from denoizarr.training.normalisation import Normalisation
 from denoizarr.training.options import TrainingOptions
-from denoizarr.training.structure import StructuralNoiseExtractor
 from denoizarr.training.trainer import train
 
-from .blind_spots import fitting_blind_spots, kernel_in_words
+from .blind_spots import fitting_blind_spots, kernel_in_words, planes_of
 from .checked_job import (
     CheckedJob,
     check_job,
@@ -73,6 +73,7 @@ class _Run:
     warnings: list[str] = field(default_factory=list)
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
     scores: dict[str, list[ImageScores]] = field(default_factory=dict)
+    periods: tuple[float, ...] = ()
 
     @property
     def job(self) -> JobConfig:
@@ -150,6 +151,7 @@ def _refuse_several_processes() -> None:
 
 
 def _run_steps(run: _Run) -> RunSummary:
+    _take_lines_away(run)
     normalisation = _normalisation(run, _scores_of(run, next(iter(run.checked.looks))))
     stage1 = _stage1(run, normalisation)
     kernel = _noise_kernel(run, stage1)
@@ -197,6 +199,26 @@ def _provenance(checked: CheckedJob) -> dict[str, Any]:
             for name, identity in zip(checked.names, reader_identities(checked.images), strict=True)
         ],
     }
+
+
+# ---- periodic lines
+
+
+def _take_lines_away(run: _Run) -> None:
+    """Go on with the images less their periodic lines; measured once for all steps, and kept."""
+    if run.job.periodic == "off":
+        return
+    url = run.path("periodic.json")
+    done = locations.exists(url)
+    with run.step("periodic lines", done=done) as entry:
+        if not done:
+            client = run.client_of() if run.job.cluster.kind == "address" else None
+            found = periodic_record(run.checked.images, run.checked.names, client=client)
+            records.write_json(url, found)
+            entry["note"] = str(found["note"])
+            _LOG.info("periodic lines: %s", entry["note"])
+        images, run.periods = images_of_record(records.read_json(url), run.checked.images)
+        run.checked = replace(run.checked, images=images)
 
 
 # ---- statistics, maps, index
@@ -260,6 +282,8 @@ def _stage2(run: _Run, normalisation: Normalisation, kernel: NoiseKernel | None)
     if options is None or kernel is None or kernel.is_single_pixel:
         return None
     fitting = fitting_blind_spots(kernel, options)
+    if fitting.is_single_pixel:
+        return None
     run.warnings += fitting.warnings
     return _train(run, "stage2", fitting.options, normalisation, fitting.mask)
 
@@ -287,6 +311,7 @@ def _train(
             log=run.path(stage, "train.csv"),
             samples=run.path(stage, "samples"),
             normalisation=normalisation,
+            periodic="off",  # the images are less their lines already
             progress=run.progress,
         )
         denoiser.save(url)
@@ -307,6 +332,8 @@ def _noise_kernel(run: _Run, stage1: Denoiser | None) -> NoiseKernel | None:
         kernel = run.checked.kernel
         if kernel is None:
             kernel = _measured_kernel(run, stage1)
+        if run.periods:
+            kernel = replace(kernel, periods=tuple(sorted({*run.periods, *kernel.periods})))
         kernel.save(url)
         entry["note"] = kernel_in_words(kernel)
         _LOG.info("noise kernel: %s", entry["note"])
@@ -320,13 +347,15 @@ def _measured_kernel(run: _Run, stage1: Denoiser | None) -> NoiseKernel:
             list(run.checked.images),
             mask_source=job.stage2.mask_source,
             denoiser=stage1,
-            extractor=StructuralNoiseExtractor(method=job.extractor.method),
+            extractor=job.extractor.extractor(),
+            planes=planes_of(job.stage2.patch_shape),
             seed=job.stage2.seed,
+            verbose=True,
         )
-    except EmptyIndex as error:
+    except (BadRequest, DegenerateData) as error:
         # A small image has too few windows to measure noise on; that must not end a job that has a stage 1.
-        pixel = np.ones((1, 1))
-        return NoiseKernel(pixel.astype(bool), pixel, np.zeros((1, 1)), note=str(error))
+        run.warnings.append(f"The noise was not measured: {error}.")
+        return replace(NoiseKernel.from_mask([[1]]), source="extractor", note=str(error))
 
 
 # ---- inference

@@ -12,9 +12,10 @@ from denoizarr.training.noise_kernel import NoiseKernel
 
 from . import words
 from .findings import Findings
+from .image_pairs import ImagePair
 from .measurements import ResidualCheck
-from .planes import ImagePair
 from .run_folder import RunFolder, number_in
+from .verdicts import diagnostic_doubts
 
 # Above this share of the noise left, the reader should ask why.
 _LITTLE_REMOVED = 0.8
@@ -89,18 +90,23 @@ def facts_of(folder: RunFolder, findings: Findings | None) -> list[Fact]:
             facts.append(
                 Fact("Noise in flat parts", f"{words.number(noise.before)} → {words.number(noise.after)}")
             )
-    if folder.kernel is not None:
-        size = " × ".join(str(n) for n in folder.kernel.mask.shape)
-        single = folder.kernel.is_single_pixel
+    kernel = folder.kernel
+    if kernel is not None:
+        size = " × ".join(str(n) for n in kernel.mask.shape)
+        single = kernel.is_single_pixel
         facts.append(
             Fact(
-                "Noise kernel (y × x)",
-                "single pixel" if single else f"{size}, {int(folder.kernel.mask.sum())} pixels",
+                f"Noise kernel ({' × '.join('zyx'[-kernel.mask.ndim :])})",
+                "single pixel" if single else f"{size}, {int(kernel.mask.sum())} pixels",
             )
         )
     if folder.stages:
         stages = " and ".join(stage.name.replace("stage", "stage ") for stage in folder.stages)
         facts.append(Fact("Trained", "with a target" if folder.has_target else stages))
+    if findings is not None and findings.diagnostics is not None and findings.diagnostics.loss is not None:
+        loss = findings.diagnostics.loss
+        share = f" ({words.percent(max(loss.share, 0.0))})" if loss.reading != "cannot tell" else ""
+        facts.append(Fact("Signal loss", f"{loss.reading}{share}"))
     channel = _first_channel(folder.statistics)
     low, high = number_in(channel, "minimum"), number_in(channel, "maximum")
     if low is not None and high is not None:
@@ -136,13 +142,13 @@ def warnings_of(folder: RunFolder, findings: Findings | None) -> list[str]:
             f"{words.plural(failed, 'block')} failed: the result is not complete. Run the same job again."
         )
     if findings is not None:
-        found += [] if folder.has_target else _doubts(findings)
+        found += [] if folder.has_target else _doubts(findings, folder.kernel)
         found += [f"Not shown: {problem}." for problem in findings.planes.problems]
     found += list(dict.fromkeys(folder.missing.values()))
     return found
 
 
-def _doubts(findings: Findings) -> list[str]:
+def _doubts(findings: Findings, kernel: NoiseKernel | None) -> list[str]:
     """Return what in the measurements should make a reader look twice."""
     doubts = []
     noise, check, profile = findings.noise, findings.check, findings.profile
@@ -165,7 +171,8 @@ def _doubts(findings: Findings) -> list[str]:
                 f"Pixels near grey level {words.number(float(profile.intensity[worst]))} were {verb} by "
                 f"{words.number(abs(amount))} on average: some signal was changed with the noise."
             )
-    return doubts
+    found = findings.diagnostics
+    return doubts + ([] if found is None else diagnostic_doubts(found, kernel))
 
 
 def kernel_sentence(run: RunFolder) -> str:
@@ -175,7 +182,7 @@ def kernel_sentence(run: RunFolder) -> str:
         return "The shape of the noise was not measured."
     if kernel.is_single_pixel:
         return f"{_single_pixel(kernel)} {_after_single_pixel(run)}".strip()
-    reaches = zip("xy", (int(size) // 2 for size in kernel.mask.shape[::-1]), strict=True)
+    reaches = zip("xyz", (int(size) // 2 for size in kernel.mask.shape[::-1]), strict=False)
     along = " and ".join(f"{words.plural(reach, 'pixel')} along {axis}" for axis, reach in reaches if reach)
     found = "By the mask given in a file, neighbouring" if kernel.source == "file" else "Neighbouring"
     text = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,15 @@ import jinja2
 import numpy as np
 import yaml
 
+from denoizarr.figures.intensity_bias import IntensityBias, bias_by_intensity
 from denoizarr.stores import locations
+from denoizarr.stores.records import read_json
 
 from . import words
 from .findings import Findings, findings_of
+from .image_pairs import ImagePair, image_pairs
 from .narrative import Fact, facts_of, lead_of, steps_of, warnings_of
-from .planes import ImagePair, image_pairs, read_planes
+from .planes import Planes, read_neighbours, read_planes, read_truth
 from .run_folder import RunFolder, attempt, number_in, open_run
 from .sections import Section, all_sections
 
@@ -57,7 +60,9 @@ class Page:
 def write_report(run: str | Path) -> str:
     """Write ``report.html`` and ``figures/*.png`` into a run folder.
 
-    Of the images only one plane each is read, at most 2048 x 2048 pixels. A piece that is missing or cannot
+    Of the first image one plane is read, at most 2048 x 2048 pixels, and of three neighbours at most
+    1024 x 1024. Where ``truth.json`` in the run folder names a known truth, as the demo's does, intensities
+    are compared with it. A piece that is missing or cannot
     be read is left out with a sentence that says so: a run that stopped half-way can be looked at too.
 
     Parameters
@@ -81,7 +86,10 @@ def write_report(run: str | Path) -> str:
     """
     folder = open_run(run)
     pairs = attempt(
-        folder.missing, "images", "The images", lambda: image_pairs(folder.url, folder.job, folder.summary)
+        folder.missing,
+        "images",
+        "The images",
+        lambda: image_pairs(folder.url, folder.job, folder.summary, folder.periodic),
     )
     findings = _findings(folder, pairs or [])
     sections = all_sections(folder, findings)
@@ -118,8 +126,34 @@ def _findings(folder: RunFolder, pairs: list[ImagePair]) -> Findings | None:
         "The input image",
         lambda: read_planes(pairs[0], align=align, channel=channel),
     )
+    if planes is None:
+        return None
+    if index is None or len(index.patch_size) == 2:  # what looks at neighbours shares noise with them
+        read = partial(read_neighbours, pairs[0], planes)
+        planes = attempt(folder.missing, "neighbours", "The comparison of planes", read) or planes
     mask = np.ones((1, 1), bool) if folder.kernel is None else np.asarray(folder.kernel.mask, bool)
-    return None if planes is None else findings_of(planes, None if folder.has_target else mask)
+    found = findings_of(planes, None if folder.has_target else mask)
+    bias = _bias(folder, planes)
+    return found if bias is None else replace(found, bias=bias)
+
+
+def _bias(folder: RunFolder, planes: Planes) -> IntensityBias | None:
+    """Compare the result with the truth that the run folder names, if it names one."""
+    record = locations.join(folder.url, "truth.json")
+    if planes.denoised is None or not locations.exists(record):
+        return None
+    return attempt(
+        folder.missing,
+        "truth",
+        "The comparison with the truth",
+        lambda: bias_by_intensity(read_truth(_named(folder, record), planes), planes.denoised),
+    )
+
+
+def _named(folder: RunFolder, record: str) -> str:
+    """Return the URL that a record names; a relative one counts from the run folder."""
+    url = str(read_json(record)["url"])
+    return url if "://" in url else locations.join(folder.url, url)
 
 
 def _page(

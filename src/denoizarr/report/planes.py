@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,16 @@ import xarray as xr
 
 from denoizarr.errors import BadRequest, DenoizarrError, ImageNotFound
 from denoizarr.geometry.boxes import Box
-from denoizarr.stores import locations
 from denoizarr.stores.images import open_image, reader_of
+
+from .image_pairs import ImagePair, short_name
 
 LARGEST_SIDE = 2048
 """Pixels per side; of a larger plane, the middle is read."""
+LARGEST_NEIGHBOUR = 1024
+"""Pixels per side of what is read of neighbouring planes, and of what is compared with them."""
+NEIGHBOURS = 3
+"""How many planes further on are looked at: noise of the nearest may not be independent."""
 
 _MICROMETRES = {
     "angstrom": 1e-4,
@@ -31,31 +35,6 @@ _MICROMETRES = {
     "millimetre": 1e3,
     "mm": 1e3,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ImagePair:
-    """Where an input and its results lie.
-
-    Attributes
-    ----------
-    name : str
-    source, denoised : str
-        URLs; ``denoised`` may not exist yet.
-    stage1 : str or None
-        The first stage's result, where it was kept.
-    level : int
-        Of the source.
-    axes : str or None
-        Of a source that is a plain array.
-    """
-
-    name: str
-    source: str
-    denoised: str
-    stage1: str | None
-    level: int
-    axes: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +58,11 @@ class Planes:
         Height and width in micrometres.
     problems : tuple of str
         Why a result could not be read.
+    corrected : (y, x) float32 array or None
+        ``raw`` less its periodic lines; None where the run took none away.
+    neighbours : tuple of (raw, denoised)
+        The middle (``core``) of the planes one, two and three further on along z, or else t; empty for an
+        image of one plane, and where the network itself looks at neighbouring planes.
     """
 
     raw: np.ndarray[Any, Any]
@@ -92,6 +76,19 @@ class Planes:
     corner: tuple[int, int]
     pixel_size_um: tuple[float, float] | None
     problems: tuple[str, ...] = ()
+    neighbours: tuple[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]], ...] = ()
+    corrected: np.ndarray[Any, Any] | None = None
+
+    @property
+    def noisy(self) -> np.ndarray[Any, Any]:
+        """The raw plane as the network saw it: less its periodic lines, where it had any."""
+        return self.raw if self.corrected is None else self.corrected
+
+    @property
+    def core(self) -> tuple[slice, slice]:
+        """The middle of what was read, at most ``LARGEST_NEIGHBOUR`` pixels a side."""
+        rows, columns = (slice(*_middle(size, 1, LARGEST_NEIGHBOUR)) for size in self.raw.shape)
+        return rows, columns
 
     @property
     def whole(self) -> bool:
@@ -113,53 +110,6 @@ class Planes:
         return f"the middle {self.raw.shape[0]} × {self.raw.shape[1]} pixels of {place}"
 
 
-def image_pairs(run_url: str, job: dict[str, Any], summary: dict[str, Any]) -> list[ImagePair]:
-    """List the inputs of a run with their results.
-
-    Parameters
-    ----------
-    run_url : str
-    job : dict
-        Resolved: ``input`` with ``url`` or ``urls`` (also a glob), ``level``, ``axes``.
-    summary : dict
-        Its ``images``, a list of records with ``name`` and ``url``, is believed first.
-    """
-    settings = job.get("input")
-    settings = settings if isinstance(settings, dict) else {"url": settings}
-    level, axes = int(settings.get("level") or 0), settings.get("axes")
-    axes = "".join(axes) if axes else None
-    listed = summary.get("images")
-    if (
-        isinstance(listed, list)
-        and listed
-        and all(isinstance(item, dict) and item.get("url") for item in listed)
-    ):
-        found = [(str(item.get("name") or short_name(str(item["url"]))), str(item["url"])) for item in listed]
-    else:
-        found = [(short_name(source), source) for source in _sources(settings)]
-    pairs = []
-    for name, source in found:
-        # By name, not by a recorded path: the run folder may have been moved since.
-        denoised, stage1 = (
-            locations.join(run_url, f"{kind}.ome.zarr")
-            if len(found) == 1
-            else locations.join(run_url, kind, f"{name}.ome.zarr")
-            for kind in ("denoised", "stage1")
-        )
-        pairs.append(
-            ImagePair(name, source, denoised, stage1 if locations.exists(stage1) else None, level, axes)
-        )
-    return pairs
-
-
-def short_name(url: str) -> str:
-    """Return the last part of a URL without what says "OME-Zarr"."""
-    name = url.rstrip("/").rsplit("/", 1)[-1]
-    for ending in (".ome.zarr", ".zarr"):
-        name = name.removesuffix(ending)
-    return name or url
-
-
 def read_planes(pair: ImagePair, *, align: tuple[int, int] = (1, 1), channel: int = 0) -> Planes:
     """Read the middle plane of an input and of its results.
 
@@ -177,8 +127,7 @@ def read_planes(pair: ImagePair, *, align: tuple[int, int] = (1, 1), channel: in
     DenoizarrError
         When the input cannot be read. Results that cannot be read are None.
     """
-    # A job that fills missing chunks has counted them; one that does not has none by now.
-    image = open_image(pair.source, level=pair.level, axes=pair.axes, missing="fill")
+    image = pair.open_input(less_waves=False)
     dims, shape = tuple(str(dim) for dim in image.dims), tuple(int(size) for size in image.shape)
     position = {}
     for dim, size in zip(dims[:-2], shape[:-2], strict=True):
@@ -191,6 +140,9 @@ def read_planes(pair: ImagePair, *, align: tuple[int, int] = (1, 1), channel: in
         (*(number + 1 for number in position.values()), *stop),
     )
     raw = reader_of(image).read(box).reshape(box.shape[-2:])
+    corrected = None
+    if pair.waves is not None:
+        corrected = reader_of(pair.open_input(less_waves=True)).read(box).reshape(box.shape[-2:])
     problems: list[str] = []
     denoised, dtype = _result(pair.denoised, box, shape, problems)
     stage1, _ = _result(pair.stage1, box, shape, problems) if pair.stage1 else (None, "")
@@ -206,26 +158,69 @@ def read_planes(pair: ImagePair, *, align: tuple[int, int] = (1, 1), channel: in
         corner=(int(start[0]), int(start[1])),
         pixel_size_um=_pixel_size_um(image),
         problems=tuple(problems),
+        corrected=corrected,
     )
 
 
-def _sources(settings: dict[str, Any]) -> list[str]:
-    urls = settings.get("urls") or settings.get("url")
-    if not urls:
-        raise BadRequest("the job names no input", where="job.yaml", expected="input.url or input.urls")
-    found: list[str] = []
-    for url in [urls] if isinstance(urls, str) else [str(url) for url in urls]:
-        if any(sign in url for sign in "*?[") and not locations.exists(url):
-            pattern = locations.local_path(url)
-            matches = Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
-            found += sorted(str(path) for path in matches) or [url]
-        else:
-            found.append(url)
-    return found
+def read_neighbours(pair: ImagePair, planes: Planes) -> Planes:
+    """Return the planes with the middle of up to three neighbours along z, or else t, before and after.
+
+    Parameters
+    ----------
+    pair : ImagePair
+        Where they lie.
+    planes : Planes
+        As ``read_planes`` gave them.
+
+    Raises
+    ------
+    DenoizarrError
+        When a neighbour cannot be read.
+    """
+    sizes = dict(zip(planes.dims, planes.shape, strict=True))
+    along = [dim for dim in planes.dims if dim in "tz" and sizes[dim] > 1]
+    if planes.denoised is None or not along:
+        return planes
+    dim = along[-1]  # z, where there is one: it comes after t
+    here = planes.position[dim]
+    onward = [here + gap for gap in range(1, NEIGHBOURS + 1) if here + gap < sizes[dim]]
+    back = [here - gap for gap in range(1, NEIGHBOURS + 1) if here - gap >= 0]
+    readers = [
+        reader_of(pair.open_input(less_waves=True)),
+        reader_of(open_image(pair.denoised)),
+    ]
+    found = []
+    for number in onward or back:
+        position = {**planes.position, dim: number}.values()
+        start = [first + part.start for first, part in zip(planes.corner, planes.core, strict=True)]
+        stop = [first + part.stop for first, part in zip(planes.corner, planes.core, strict=True)]
+        box = Box((*position, *start), (*(n + 1 for n in position), *stop))
+        before, after = (reader.read(box).reshape(box.shape[-2:]) for reader in readers)
+        found.append((before, after))
+    return replace(planes, neighbours=tuple(found))
 
 
-def _middle(size: int, step: int) -> tuple[int, int]:
-    length = min(size, LARGEST_SIDE)
+def read_truth(url: str, planes: Planes) -> np.ndarray[Any, Any]:
+    """Read a known truth at the place of the planes, (y, x).
+
+    Raises
+    ------
+    DenoizarrError
+        When it cannot be read or has another shape than the input.
+    """
+    image = open_image(url)
+    if tuple(image.shape) != planes.shape:
+        raise BadRequest(
+            "the truth has another shape than the input", where=url, got=image.shape, expected=planes.shape
+        )
+    position = planes.position.values()
+    stop = (first + size for first, size in zip(planes.corner, planes.raw.shape, strict=True))
+    box = Box((*position, *planes.corner), (*(n + 1 for n in position), *stop))
+    return reader_of(image).read(box).reshape(box.shape[-2:])
+
+
+def _middle(size: int, step: int, largest: int | None = None) -> tuple[int, int]:
+    length = min(size, largest or LARGEST_SIDE)
     start = (size - length) // 2 // step * step
     return start, start + length
 

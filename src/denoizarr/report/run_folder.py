@@ -59,6 +59,8 @@ class RunFolder:
     stages : tuple of Stage
         Those that ran, in order.
     kernel : NoiseKernel or None
+    periodic : dict
+        ``periodic.json``: the lines that were taken away, and what takes them away. Empty where nothing was.
     missing : dict of str to str
         Piece, and a sentence saying that it is left out and why.
     """
@@ -71,6 +73,7 @@ class RunFolder:
     stages: tuple[Stage, ...]
     kernel: NoiseKernel | None
     missing: dict[str, str] = field(default_factory=dict)
+    periodic: dict[str, Any] = field(default_factory=dict)
 
     @property
     def has_target(self) -> bool:
@@ -111,6 +114,9 @@ def open_run(url: str | Path) -> RunFolder:
         )
     titles = STAGE_TITLES | ({"stage1": _TARGET_TITLE} if job and job.get("target") else {})
     stages = [_stage(where, name, title, missing) for name, title in titles.items()]
+    periodic = None
+    if locations.exists(locations.join(where, "periodic.json")):
+        periodic = _record(where, "periodic", missing)
     kernel_url = locations.join(where, "noise_kernel.json")
     kernel = None
     if locations.exists(kernel_url):
@@ -124,6 +130,7 @@ def open_run(url: str | Path) -> RunFolder:
         stages=tuple(stage for stage in stages if stage is not None),
         kernel=kernel,
         missing=missing,
+        periodic=periodic or {},
     )
 
 

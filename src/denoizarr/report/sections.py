@@ -15,18 +15,35 @@ from denoizarr.errors import DenoizarrError
 from denoizarr.figures.canvas import png_of
 from denoizarr.figures.comparison import comparison_figure
 from denoizarr.figures.filter_maps import filter_map_figure
-from denoizarr.figures.noise_kernel import noise_kernel_figure
+from denoizarr.figures.intensity_bias import bias_figure
 from denoizarr.figures.patches import patch_origins_figure
-from denoizarr.figures.residual import residual_figure
+from denoizarr.figures.residual import CorrelationView, intensity_profile_figure, residual_figure
+from denoizarr.figures.signal_loss import signal_loss_figure
 from denoizarr.figures.training_curves import training_curves_figure
+from denoizarr.figures.z_scores import z_score_figure
+from denoizarr.kernels.noise_left import NoiseLeft
+from denoizarr.kernels.residual import ResidualCorrelation
+from denoizarr.kernels.signal_loss import GOOD, REMOVED, SCALES, SignalLoss
 from denoizarr.selection.patch_index import PatchIndex
 from denoizarr.stores import locations
+from denoizarr.training.noise_kernel import NoiseKernel
 
-from .findings import Findings
+from .diagnostics import Diagnostics
+from .findings import Findings, in_plane
 from .narrative import kernel_sentence, residual_sentence
 from .patch_planes import filter_plane, how_chosen, origins_near
 from .planes import Planes
 from .run_folder import RunFolder, Stage
+from .verdicts import (
+    bias_sentence,
+    correlation_sentences,
+    kernel_measured_sentence,
+    left_sentence,
+    loss_caption,
+    loss_sentence,
+    periods_sentence,
+    tells,
+)
 
 T = TypeVar("T")
 
@@ -64,6 +81,7 @@ def all_sections(run: RunFolder, findings: Findings | None) -> list[Section]:
         _training(run),
         _kernel(run),
         _residual(run, findings),
+        *_bias(findings),
     ]
 
 
@@ -89,7 +107,7 @@ def _before_and_after(run: RunFolder, findings: Findings | None) -> Section:
         findings.residual,
         noise_sigma=sigma if findings.noise is None or findings.noise.gain > 0 else findings.noise.before,
         pixel_size_um=planes.pixel_size_um,
-        note=f"Shown: {planes.where()}.",
+        note=_note(planes),
         other_grey_levels=run.has_target,
     )
     whole = planes.whole and not any(size > 1 for size in planes.shape[:-2])
@@ -98,6 +116,12 @@ def _before_and_after(run: RunFolder, findings: Findings | None) -> Section:
     removed = "" if run.has_target else " what was removed,"
     description = f"One plane before and after denoising,{removed} and enlarged parts of all."
     return Section("comparison", title, (text,), (_picture("comparison", figure, description),))
+
+
+def _note(planes: Planes) -> str:
+    """Say what is shown, and what is not in it."""
+    less = " Periodic lines, which a filter took out first, are in the raw picture only."
+    return f"Shown: {planes.where()}.{less if planes.corrected is not None else ''}"
 
 
 def _patches(run: RunFolder, findings: Findings | None) -> Section:
@@ -193,19 +217,28 @@ def _kernel(run: RunFolder) -> Section:
     if run.kernel is None:
         why = "a target was given" if run.has_target else "the run had no second stage"
         reason = run.missing.get("kernel", f"The noise's shape was not measured: {why}.")
-        return Section("kernel", title, absent=(reason,))
-    kernel = run.kernel
-    figure = noise_kernel_figure(
-        kernel.mask,
-        # A mask from a file comes without measurements: nothing, rather than zeros that nobody measured.
-        [[1.0]] if kernel.source == "file" else kernel.autocorrelation,
-        None if kernel.source == "file" else kernel.z_scores,
-        z_threshold=kernel.z_threshold,
+        periods = periods_sentence(run.periodic, None)
+        return Section("kernel", title, (periods,) if periods else (), absent=(reason,))
+    # A mask from a file comes without measurements; the kernel's own plot knows.
+    pictures = [
+        _picture(
+            "noise_kernel",
+            run.kernel.plot(),
+            "Autocorrelation of the noise, the pixels hidden, and cuts along x and y.",
+        )
+    ]
+    scores = in_plane(run.kernel.z_scores)
+    if run.kernel.source != "file" and scores.any():
+        figure = z_score_figure(scores, in_plane(run.kernel.mask), run.kernel.z_threshold)
+        pictures.append(
+            _picture("noise_z_scores", figure, "How certain the correlation is at every distance.")
+        )
+    sentences = (
+        kernel_sentence(run),
+        kernel_measured_sentence(run.kernel),
+        periods_sentence(run.periodic, run.kernel),
     )
-    picture = _picture(
-        "noise_kernel", figure, "Autocorrelation of the noise, the pixels hidden, and cuts along x and y."
-    )
-    return Section("kernel", title, (kernel_sentence(run),), (picture,))
+    return Section("kernel", title, tuple(text for text in sentences if text), tuple(pictures))
 
 
 def _residual(run: RunFolder, findings: Findings | None) -> Section:
@@ -217,18 +250,87 @@ def _residual(run: RunFolder, findings: Findings | None) -> Section:
         return Section(
             "residual", title, absent=("There is no result to check, or nothing was removed from it.",)
         )
-    kernel = run.kernel
-    expected = None
-    if findings.noise is not None and findings.profile is not None:
-        expected = findings.noise.sigma_at(findings.profile.intensity)
+    found = findings.diagnostics
+    paragraphs, pictures = [], []
+    if found is not None and found.background is not None:
+        paragraphs += correlation_sentences(found)
+        pictures.append(_correlation_picture(run.kernel, found, found.background))
+    else:
+        paragraphs.append(residual_sentence(findings.check))
+    if found is not None and found.loss is not None:
+        left = found.left if tells(found.left, run.kernel) else None
+        paragraphs.append(loss_sentence(found.loss, found.gap))
+        paragraphs += [] if left is None else [left_sentence(left)]
+        pictures.append(_loss_picture(found.loss, left))
+    if findings.profile is not None and findings.profile.intensity.size:
+        noise = findings.noise
+        sigma = None if noise is None else noise.sigma_at(findings.profile.intensity)
+        pictures.append(
+            _picture(
+                "residual_by_intensity",
+                intensity_profile_figure(findings.profile, sigma),
+                "Mean and spread of what was removed, by brightness.",
+            )
+        )
+    return Section("residual", title, tuple(paragraphs), tuple(pictures))
+
+
+def _correlation_picture(
+    kernel: NoiseKernel | None, found: Diagnostics, background: ResidualCorrelation
+) -> Picture:
+    views = [
+        None
+        if check is None
+        else CorrelationView(check.autocorrelation, check.chance, check.marked, check.windows)
+        for check in (background, found.signal)
+    ]
+    assert views[0] is not None, "the background was measured"
+    measured = kernel is not None and kernel.source not in ("file", "stage1") and kernel.windows > 0
     figure = residual_figure(
-        findings.check.autocorrelation,
-        [[True]] if kernel is None else kernel.mask,
-        findings.profile,
-        expected_autocorrelation=None if kernel is None else kernel.autocorrelation,
-        noise_sigma=expected,
+        views[0],
+        views[1],
+        [[True]] if kernel is None else in_plane(kernel.mask),
+        expected_autocorrelation=in_plane(kernel.autocorrelation) if kernel and measured else None,
     )
+    return _picture(
+        "residual", figure, "Autocorrelation of what was removed, on background and on signal, with its cuts."
+    )
+
+
+def _loss_picture(loss: SignalLoss, left: NoiseLeft | None) -> Picture:
+    bars = None
+    if left is not None:
+        bars = (
+            ("raw", "removed", "output"),
+            (left.raw, left.removed, left.left),
+            (left.raw_error, left.removed_error, left.left_error),
+            "covariance / variance of the raw noise",
+        )
+    figure = signal_loss_figure(
+        loss.share,
+        loss.standard_error,
+        (GOOD, REMOVED),
+        loss.reading,
+        scales=SCALES,
+        by_scale=loss.by_scale,
+        by_scale_error=loss.by_scale_error,
+        floor_by_scale=loss.floor_by_scale,
+        left=bars,
+        caption=loss_caption(left is not None),
+        title="Was signal removed, and is noise left?" if left is not None else "Was signal removed?",
+    )
+    return _picture(
+        "signal_loss", figure, "A gauge of signal loss, the loss by size, and what noise the output keeps."
+    )
+
+
+def _bias(findings: Findings | None) -> list[Section]:
+    """Return the section about intensities: only a simulation knows its truth."""
+    if findings is None or findings.bias is None:
+        return []
     picture = _picture(
-        "residual", figure, "Autocorrelation of what was removed, and its mean and spread by intensity."
+        "intensity_bias",
+        bias_figure(findings.bias),
+        "Mean error of the output by true intensity, and counts.",
     )
-    return Section("residual", title, (residual_sentence(findings.check),), (picture,))
+    return [Section("bias", "Intensities", (bias_sentence(findings.bias),), (picture,))]

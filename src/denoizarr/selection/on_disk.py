@@ -110,7 +110,8 @@ def _places(url: str, number: int, image: xr.DataArray, settings: IndexSettings)
 
 def _content_of(reader: ImageReader) -> list[Any]:
     """Return what tells this image from any other, and from itself before it was written anew."""
-    source = getattr(reader.source, "mask", reader.source)
+    stored = reader.uncorrected or reader
+    source = getattr(stored.source, "mask", stored.source)
     if not isinstance(source, ImageSource):
         return [reader.identity]
     stamp = locations.listing_stamp(locations.join(source.url, source.path))

@@ -32,8 +32,9 @@ from denoizarr.geometry.grids import round_up
 
 from . import locations
 from .ome_zarr import DIMS, OmeImage, read_ome
+from .periodic import PeriodicSource, WaveTable, corrected_reader, open_periodic
 from .records import digest
-from .sources import Array, Carried, ImageReader, ImageSource, open_source, reader_of_array, with_box
+from .sources import Array, Carried, ImageReader, ImageSource, open_source, reader_of_array
 from .strict import Missing, StrictStore, guard_frames
 
 ImageLike: TypeAlias = "str | Path | zarr.Array[Any] | xr.DataArray | da.Array | np.ndarray[Any, Any]"
@@ -74,7 +75,7 @@ class _Opened:
     ``source`` is None for one that only this process has.
     """
 
-    source: ImageSource | None
+    source: ImageSource | PeriodicSource | None
     reader: ImageReader
     array: da.Array
     coords: dict[str, np.ndarray[Any, np.dtype[np.float64]]]
@@ -381,11 +382,10 @@ def as_images(
 
 
 def source_of(image: xr.DataArray) -> ImageSource | None:
-    """Return where the voxels of ``image`` can be read again, or None if only its own graph gives them."""
+    """Return where the stored voxels of ``image`` lie, or None if only its own graph gives them."""
     part = _part_of(image)
-    if part is None or part.of.source is None:
-        return None
-    return part.of.source if part.box is None else with_box(part.of.source, part.box, part.dropped)
+    source = None if part is None else part.source
+    return source if isinstance(source, ImageSource) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,6 +395,13 @@ class _Part:
     of: _Opened
     box: Box | None = None
     dropped: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> ImageSource | PeriodicSource | None:
+        whole = self.of.source
+        if whole is None or self.box is None:
+            return whole
+        return replace(whole, box=self.box, dropped=self.dropped)
 
 
 def _part_of(image: xr.DataArray) -> _Part | None:
@@ -440,12 +447,32 @@ def _sliced(image: xr.DataArray, opened: _Opened) -> _Part | None:
     return _Part(opened, box, tuple(dropped)) if proven else None
 
 
+def corrected_image(image: xr.DataArray, table: WaveTable) -> xr.DataArray:
+    """Return an image less its planes' waves, lazily, as float32; the image itself where it has none."""
+    base = reader_of(image)
+    reader = corrected_reader(base, table)
+    if reader is base:
+        return image
+    voxels = _Voxels(reader)
+    name = f"{_PREFIX}{digest([reader.identity]) if reader.source is not None else uuid4().hex}"
+    array = _lazy(voxels, name)
+    if reader.source is None:
+        _HELD[name] = voxels
+    else:
+        coords = {
+            d: np.asarray(image.coords[d].values if d in image.coords else np.arange(n), dtype=float)
+            for d, n in zip(reader.dims, reader.shape, strict=True)
+        }
+        _OPENED[name] = _Opened(reader.source, reader, array, coords)
+    return image.copy(data=array)
+
+
 def reader_of(image: xr.DataArray) -> ImageReader:
     """Return a reader of ``image``: from its store where that is proven to be it, else from its own graph."""
-    source = source_of(image)
-    if source is not None:
-        return open_source(source)
     part = _part_of(image)
+    source = None if part is None else part.source
+    if source is not None:
+        return open_periodic(source) if isinstance(source, PeriodicSource) else open_source(source)
     if part is not None:
         return part.of.reader if part.box is None else part.of.reader.part(part.box, part.dropped)
     array = image.data if isinstance(image.data, da.Array) else da.from_array(np.asarray(image.data))

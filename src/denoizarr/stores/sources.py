@@ -11,7 +11,7 @@ import lzma
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -115,6 +115,10 @@ class ImageReader:
         The stores and files that reading it opens, as far as they are known.
     rebuild : callable or None
         Returns a function and its arguments that make the reader of an array in memory; see ``Carried``.
+    uncorrected : ImageReader or None
+        Of the image as it is stored, where this one takes waves away from it (``stores.periodic``).
+    periodic : tuple of (float, float)
+        Frequencies (fy, fx) of those waves, in cycles per pixel.
     """
 
     def __init__(
@@ -143,6 +147,13 @@ class ImageReader:
         self.of_graph = of_graph
         self.rebuild = rebuild
         self.offset = (0,) * len(shape) if offset is None else offset
+        self.uncorrected: ImageReader | None = None
+        self.periodic: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Of the voxels as they are stored: what an output of the same type has."""
+        return self.dtype if self.uncorrected is None else self.uncorrected.dtype
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -151,29 +162,38 @@ class ImageReader:
             self._identity = self._identity()
         return self._identity
 
-    def part(self, box: Box, dropped: tuple[str, ...] = ()) -> ImageReader:
-        """Return a reader of one box, without its ``dropped`` dims of length one; for this process alone."""
+    def part(self, box: Box, dropped: tuple[str, ...] = (), source: Any = None) -> ImageReader:
+        """Return a reader of one box, without its ``dropped`` dims of length one.
+
+        For this process alone, unless it is told the ``source`` that opens as just this part.
+        """
         kept = [axis for axis, d in enumerate(self.dims) if d not in dropped]
 
-        def fetch(inner: Box) -> Array:
+        def of_whole(inner: Box) -> Box:
             start, stop = list(box.start), list(box.stop)
             for axis, a, b in zip(kept, inner.start, inner.stop, strict=True):
                 start[axis], stop[axis] = box.start[axis] + a, box.start[axis] + b
-            return self.read(Box(tuple(start), tuple(stop))).reshape(inner.shape)
+            return Box(tuple(start), tuple(stop))
 
         place = [list(box.start), list(box.stop)]
-        return ImageReader(
-            fetch,
+        part = ImageReader(
+            lambda inner: self.read(of_whole(inner)).reshape(inner.shape),
             dims=tuple(self.dims[axis] for axis in kept),
             shape=tuple(box.shape[axis] for axis in kept),
             dtype=self.dtype,
             chunks=tuple(self.chunks[axis] for axis in kept),
             identity=lambda: {"whole": self.identity, "box": place, "dropped": list(dropped)},
             name=self.name,
+            source=source,
+            reopen=self._reopen,
+            absent=lambda inner: self.absent_in(of_whole(inner)),
             urls=self.urls,
             offset=tuple((self.offset[axis] + box.start[axis]) % self.chunks[axis] for axis in kept),
             rebuild=None if self.rebuild is None else lambda: (_part_of, (Carried(self), box, dropped)),
         )
+        if self.uncorrected is not None:
+            part.uncorrected, part.periodic = self.uncorrected.part(box, dropped), self.periodic
+        return part
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{d}: {n}" for d, n in zip(self.dims, self.shape, strict=True))
@@ -346,11 +366,6 @@ def open_array(url: str, path: str = "", missing: Missing = "error") -> zarr.Arr
         )
     guard_frames(array)
     return array
-
-
-def with_box(source: ImageSource, box: Box, dropped: tuple[str, ...]) -> ImageSource:
-    """Return the part ``box`` of a whole source, ``dropped`` being its dims that the image lost."""
-    return replace(source, box=box, dropped=dropped)
 
 
 def _json_metadata(array: zarr.Array[Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import hashlib
 import io
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 
 from denoizarr.errors import BadRequest
 from denoizarr.geometry.grids import round_up
+from denoizarr.kernels.centre_weights import keep_centres
 from denoizarr.stores import locations
 
 from .model_header import PixelSize
@@ -58,6 +60,7 @@ class Model(Protocol):
     target_normalisation: Normalisation | None
     blind_spot: NDArray[np.bool_]
     module: nn.Module
+    kept: list[tuple[Tensor, Tensor]]
     digest: str
 
     @property
@@ -69,17 +72,24 @@ class Model(Protocol):
 
 
 class _Channels(nn.Module):
-    """Runs a network of one channel over each channel of (n, c, [z,] y, x)."""
+    """Runs a network of one channel over each channel of (n, c, [z,] y, x), and keeps its part of each voxel.
 
-    def __init__(self, network: nn.Module) -> None:
+    ``kept`` holds levels and weights of each channel, or nothing.
+    """
+
+    def __init__(self, network: nn.Module, kept: Sequence[tuple[Tensor, Tensor]]) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.kept = network, tuple(kept)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, c, [z,] y, x) to the same shape."""
-        folded = x.flatten(0, 1).unsqueeze(1)
-        answer: Tensor = self.network(folded)
-        return answer.reshape(x.shape)
+        # One's own network may work in the place of its input.
+        folded = x.flatten(0, 1).unsqueeze(1).clone()
+        answer: Tensor = self.network(folded).reshape(x.shape)
+        if not self.kept:
+            return answer
+        channels = [keep_centres(x[:, c], answer[:, c], *curve) for c, curve in enumerate(self.kept)]
+        return torch.stack(channels, 1)
 
 
 def write_package(denoiser: Model, path: str | Path) -> str:
@@ -125,10 +135,12 @@ def _test_shape(denoiser: Model, more: int) -> tuple[int, ...]:
 
 
 def _torchscript(denoiser: Model) -> bytes:
-    module = _Channels(denoiser.module).eval()
+    module = _Channels(denoiser.module, denoiser.kept).eval()
     traced_on, tried_on = (
         torch.from_numpy(
-            np.random.default_rng(more).standard_normal((1 + more, 2, *_test_shape(denoiser, more)))
+            np.random.default_rng(more).standard_normal(
+                (1 + more, len(denoiser.kept) or 2, *_test_shape(denoiser, more))
+            )
         ).float()
         for more in (0, 1)
     )

@@ -7,6 +7,8 @@ image of any size both go through it, so that they agree.
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +22,14 @@ from denoizarr.errors import BadRequest
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.tiling import Tile, tiles_of
 from denoizarr.kernels.blind_spot_rules import check_kernel
+from denoizarr.kernels.centre_weights import keep_centres
 from denoizarr.kernels.unet import NetworkShape, build_network, fold_batch_norm, halo_of
+from denoizarr.kernels.wave_fit import plane_without_waves
+from denoizarr.kernels.waves import Frequency
 from denoizarr.stores.records import digest
 
 from .bioimageio import write_package
+from .centre_weights import CentreWeights, in_units
 from .exactness import exact_cuda
 from .model_file import read_model, write_model
 from .model_header import (
@@ -31,6 +37,8 @@ from .model_header import (
     FORMAT,
     VERSION,
     PixelSize,
+    checked_centre,
+    checked_periodic,
     checked_pixel_size,
     checked_record,
     checked_target,
@@ -73,6 +81,12 @@ class Denoiser:
         (y, x) or (z, y, x) in voxels, as trained; a pair stands for one plane of a volume.
     pixel_size : dict, optional
         By axis ``{"value": float, "unit": str or None}``, of the first image that it was trained on.
+    periodic : sequence of (fy, fx)
+        Frequencies, in cycles per pixel, of the waves that were taken out of the images that it was trained
+        on; they are measured in every plane it is applied to, and taken out of it first.
+    centre : tuple of CentreWeights, optional
+        One per channel: the share of a voxel's own value in its answer, which no blind-spot network sees.
+        None: the network's answer stands as it is.
     training : dict, optional
         What a person wants to know about how it was trained; JSON-able; decides nothing.
     provenance : dict, optional
@@ -84,6 +98,9 @@ class Denoiser:
     Attributes
     ----------
     axes : {"yx", "zyx"}
+    kept : list of (Tensor, Tensor)
+        Per channel levels and weights of what is kept, in units of the standard deviation, as
+        :func:`~denoizarr.kernels.centre_weights.keep_centres` takes them.
     module : torch.nn.Module
         The network as it is run, its norms folded: maps (n, 1, [z,] y, x), normalised, to the same shape.
     halo, stride : tuple of int
@@ -109,6 +126,8 @@ class Denoiser:
         blind_spot: NDArray[np.bool_] | None = None,
         patch_size: tuple[int, ...] = (64, 64),
         pixel_size: PixelSize | None = None,
+        periodic: Sequence[Frequency] = (),
+        centre: Sequence[CentreWeights] | None = None,
         training: dict[str, Any] | None = None,
         provenance: dict[str, Any] | None = None,
         device: str = "cpu",
@@ -123,6 +142,8 @@ class Denoiser:
         )
         check_kernel(self.blind_spot, network.ndim)
         self.pixel_size = checked_pixel_size(pixel_size, self.axes)
+        self.periodic = checked_periodic([list(frequency) for frequency in periodic])
+        self.centre = checked_centre(centre, normalisation, target_normalisation)
         self.training = checked_record(training or {}, "training")
         self.provenance = checked_record(provenance or _this_software(), "provenance")
         if isinstance(network, OwnNetwork):
@@ -139,6 +160,12 @@ class Denoiser:
         if self.device.type == "cuda":
             exact_cuda()
         self.module = _runnable(network, self._weights, self._dtype).to(self.device)
+        self.kept = [
+            in_units(curve, mean, std, self._dtype, self.device)
+            for curve, mean, std in zip(
+                self.centre or (), normalisation.mean, normalisation.std, strict=False
+            )
+        ]
 
     @property
     def channels(self) -> int:
@@ -170,10 +197,30 @@ class Denoiser:
             blind_spot=self.blind_spot,
             patch_size=self.patch_size,
             pixel_size=self.pixel_size,
+            periodic=self.periodic,
+            centre=self.centre,
             training=self.training,
             provenance=self.provenance,
             device=str(device or self.device),
             precision=precision or self.precision,
+        )
+
+    def with_centre(self, centre: Sequence[CentreWeights] | None) -> Denoiser:
+        """Return the same model with other weights of a voxel's own value, or with none."""
+        return Denoiser(
+            self.network,
+            self._weights,
+            self.normalisation,
+            target_normalisation=self.target_normalisation,
+            blind_spot=self.blind_spot,
+            patch_size=self.patch_size,
+            pixel_size=self.pixel_size,
+            periodic=self.periodic,
+            centre=centre,
+            training=self.training,
+            provenance=self.provenance,
+            device=str(self.device),
+            precision=self.precision,
         )
 
     # ---- running
@@ -206,8 +253,12 @@ class Denoiser:
         mean, std = self._numpy(source.mean[channel]), self._numpy(source.std[channel])
         normalised = (tile.astype(self._numpy) - mean) / std
         with torch.inference_mode():
+            seen = torch.from_numpy(normalised).to(self.device)
             # The voxels of one tile are never batched with another's: bits depend on the batch size.
-            answer = self.module(torch.from_numpy(normalised)[None, None].to(self.device))[0, 0]
+            # One's own network may work in the place of its input, which is needed once more.
+            answer = self.module(seen.clone()[None, None])[0, 0]
+            if self.kept:
+                answer = keep_centres(seen, answer, *self.kept[channel])
             # A network may hand back its input, which must not be scaled in its place.
             result: NDArray[Any] = answer.cpu().numpy().copy()
         result *= self._numpy(target.std[channel])
@@ -215,7 +266,7 @@ class Denoiser:
         return result
 
     def denoise(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Denoise a whole array in memory.
+        """Denoise a whole array in memory, less the periodic lines that the model knows of.
 
         Parameters
         ----------
@@ -248,8 +299,17 @@ class Denoiser:
             )
         result = np.empty(array.shape, self._numpy)
         for index in np.ndindex(*array.shape[:-ndim]):
-            self._denoise_box(array[index], result[index], index[-1] if several else 0)
+            image = self._without_lines(array[index])
+            self._denoise_box(image, result[index], index[-1] if several else 0)
         return result
+
+    def _without_lines(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Return a plane or volume less its waves, as whole images are read in ``images.periodic``."""
+        if not self.periodic:
+            return image
+        planes = image.reshape(-1, *image.shape[-2:])
+        less = [plane_without_waves(plane, self.periodic) for plane in planes]
+        return np.stack(less).reshape(image.shape)
 
     def _denoise_box(self, image: NDArray[Any], result: NDArray[Any], channel: int) -> None:
         sides = (_TILE[image.ndim],) * image.ndim
@@ -261,18 +321,24 @@ class Denoiser:
 
     def _deciding_header(self) -> dict[str, Any]:
         target = self.target_normalisation
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "network": network_entry(self.network),
-            "axes": self.axes,
-            "halo": list(self.halo),
-            "stride": list(self.stride),
-            "normalisation": _listed(self.normalisation),
-            "target_normalisation": None if target is None else _listed(target),
-            "blind_spot": self.blind_spot.astype(int).tolist(),
-            "patch_size": list(self.patch_size),
-        }
+        periodic = {"periodic": [list(frequency) for frequency in self.periodic]} if self.periodic else {}
+        centre = {} if self.centre is None else {"centre": [asdict(curve) for curve in self.centre]}
+        return (
+            periodic
+            | centre
+            | {
+                "format": FORMAT,
+                "version": VERSION,
+                "network": network_entry(self.network),
+                "axes": self.axes,
+                "halo": list(self.halo),
+                "stride": list(self.stride),
+                "normalisation": _listed(self.normalisation),
+                "target_normalisation": None if target is None else _listed(target),
+                "blind_spot": self.blind_spot.astype(int).tolist(),
+                "patch_size": list(self.patch_size),
+            }
+        )
 
     def save(self, url: str | Path) -> str:
         """Write the model to one file, replacing it whole, and return its path; ``.safetensors`` is added."""
@@ -290,7 +356,8 @@ class Denoiser:
         """Write the model as a package of the BioImage Model Zoo and return its path; ``.zip`` is added.
 
         It holds the network as TorchScript, its normalisation, halo, stride, axes and pixel size, and a test
-        image with what this package makes of it. ``bioimageio.core`` (the extra ``bioimageio``) runs it.
+        image with what this package makes of it. ``bioimageio.core`` (the extra ``bioimageio``) runs it, and
+        takes no periodic lines out: it runs the network alone.
 
         Raises
         ------
@@ -335,6 +402,8 @@ class Denoiser:
             blind_spot=header.blind_spot,
             patch_size=header.patch_size,
             pixel_size=header.pixel_size,
+            periodic=header.periodic,
+            centre=header.centre,
             training=header.training,
             provenance=header.provenance,
             device=device,

@@ -49,3 +49,21 @@ def _set(matmul_tf32: bool, convolution_tf32: bool, benchmark: bool, determinist
     torch.backends.cudnn.allow_tf32 = convolution_tf32
     torch.backends.cudnn.benchmark = benchmark
     torch.backends.cudnn.deterministic = deterministic
+
+
+def step_precision(asked: str, device: torch.device) -> str:
+    """Return the precision that steps are computed in on a device: "float32" or "bfloat16".
+
+    Parameters
+    ----------
+    asked : {"auto", "float32", "bfloat16"}
+        "auto" is bfloat16 where the device multiplies it in hardware, and else slower than float32.
+    """
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return "bfloat16" if fast else "float32"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from denoizarr.errors import BadRequest, ModelError
 
 from .batches import Batch
+from .exactness import step_precision
 from .options import TrainingOptions
 from .processes import Processes
 from .tensor_files import Weights
@@ -105,7 +106,7 @@ class Learner:
 
     @contextmanager
     def _mixed_precision(self) -> Iterator[None]:
-        enabled = self.options.precision == "bfloat16"
+        enabled = step_precision(self.options.precision, self.device) == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
             yield
 

@@ -11,6 +11,8 @@
     blind_spot           0 and 1, nested along ``axes``: what was hidden around a predicted voxel
     patch_size           per axis of ``axes``, in voxels
     pixel_size           by axis {"value": ..., "unit": ...}, of the image that it was trained on, or null
+    centre               [{"levels": [...], "weights": [...]} per channel]; absent for none
+    periodic             [[fy, fx], ...] in cycles per pixel: lines taken out of every image; absent for none
     example              one's own network only: what it answers to a fixed tile
     training, provenance for people
     digest               of all other fields and the tensors
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -30,8 +32,10 @@ from numpy.typing import NDArray
 from denoizarr.errors import ConfigError, DenoizarrError, ModelError
 from denoizarr.kernels.blind_spot_rules import check_kernel
 from denoizarr.kernels.unet import NetworkShape, halo_of
+from denoizarr.kernels.waves import Frequency
 from denoizarr.stores.records import canonical, digest
 
+from .centre_weights import CentreWeights
 from .normalisation import Normalisation
 from .own_network import OwnNetwork
 from .tensor_files import Weights, tensors_digest
@@ -43,6 +47,9 @@ PixelSize = dict[str, dict[str, Any]]
 _LONGEST_TEXT = 500
 # Far above any real one; a hostile header must not make us allocate or loop for long.
 _MOST_CHANNELS, _WIDEST_KERNEL, _WIDEST_REACH = 2**16, 1024, 2**16
+# Half a cycle per pixel, and what refining may add to it.
+_MOST_LINES, _HIGHEST = 1024, 0.51
+_MOST_LEVELS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,8 @@ class ModelHeader:
     normalisation, target_normalisation : Normalisation
     blind_spot : ndarray of bool, odd extents
     pixel_size : dict or None
+    periodic : tuple of (float, float)
+    centre : tuple of CentreWeights or None
     example : tuple of float or None
         What one's own network answers to :func:`~denoizarr.training.own_network.example_answer`'s tile.
     training, provenance : dict
@@ -72,6 +81,8 @@ class ModelHeader:
     target_normalisation: Normalisation | None
     blind_spot: NDArray[np.bool_]
     pixel_size: PixelSize | None
+    periodic: tuple[Frequency, ...]
+    centre: tuple[CentreWeights, ...] | None
     example: tuple[float, ...] | None
     training: dict[str, Any]
     provenance: dict[str, Any]
@@ -110,6 +121,8 @@ def parsed_header(header: Mapping[str, Any], where: str) -> ModelHeader:
             expected=f"{FORMAT!r}, version {VERSION}",
             remedy="train again, or use the version of denoizarr that wrote it",
         )
+    # Files of before have no such fields.
+    header = {"periodic": [], "centre": None, **header}
     known = {"format", "version", "axes"} | {field.name for field in fields(ModelHeader)}
     for odd in sorted(set(header) ^ known):
         raise ModelError("a field is missing or unknown", where=f"{where}, {odd}")
@@ -132,6 +145,8 @@ def parsed_header(header: Mapping[str, Any], where: str) -> ModelHeader:
         ),
         blind_spot=read("blind_spot", lambda value: _kernel(value, n)),
         pixel_size=read("pixel_size", lambda value: checked_pixel_size(value, axes)),
+        periodic=read("periodic", checked_periodic),
+        centre=read("centre", lambda value: _maybe(value, lambda entries: _centre(entries, normalisation))),
         example=read("example", lambda value: _example(value, shape)),
         training=read("training", lambda value: checked_record(value, "training")),
         provenance=read("provenance", lambda value: checked_record(value, "provenance")),
@@ -175,6 +190,50 @@ def checked_pixel_size(value: Any, axes: str) -> PixelSize | None:
             got = f"{axis}: {entry!r}"[:200]
             raise ConfigError("not a pixel size", where="pixel_size", got=got, expected=expected)
     return {a: {"value": float(e["value"]), "unit": e["unit"]} for a, e in value.items()}
+
+
+def checked_periodic(value: Any) -> tuple[Frequency, ...]:
+    """Return frequencies of periodic lines after a check of their form.
+
+    Raises
+    ------
+    ConfigError
+        Not a list of pairs of numbers from -0.5 to 0.5.
+    """
+    pairs = isinstance(value, list) and len(value) <= _MOST_LINES
+    if not pairs or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(_is_number(f) and abs(f) <= _HIGHEST for f in pair)
+        for pair in value
+    ):
+        raise ConfigError(
+            "not the frequencies of periodic lines",
+            where="periodic",
+            got=repr(value)[:200],
+            expected="pairs (fy, fx) in cycles per pixel",
+        )
+    return tuple((float(fy), float(fx)) for fy, fx in value)
+
+
+def checked_centre(
+    centre: Sequence[CentreWeights] | None,
+    normalisation: Normalisation,
+    target_normalisation: Normalisation | None,
+) -> tuple[CentreWeights, ...] | None:
+    """Return what is kept of a voxel's own value after a check that it fits the model.
+
+    Raises
+    ------
+    ConfigError
+        Not one per channel; or the model answers in a target's intensities.
+    """
+    if centre is None:
+        return None
+    if target_normalisation is not None:
+        raise ConfigError("an answer like a target's keeps nothing of the input", where="centre")
+    if len(centre) != len(normalisation.mean):
+        got, expected = f"{len(centre)} channels", len(normalisation.mean)
+        raise ConfigError("weights for each channel", where="centre", got=got, expected=expected)
+    return tuple(centre)
 
 
 def checked_target(target: Normalisation | None, source: Normalisation) -> Normalisation | None:
@@ -261,6 +320,25 @@ def _normalisation(value: Any) -> Normalisation:
         ):
             raise ConfigError("not one number per channel", where=part, got=repr(numbers)[:200])
     return Normalisation(tuple(map(float, entry["mean"])), tuple(map(float, entry["std"])))
+
+
+def _centre(value: Any, normalisation: Normalisation) -> tuple[CentreWeights, ...] | None:
+    if not isinstance(value, list) or len(value) > _MOST_CHANNELS:
+        raise ConfigError("not weights per channel", got=repr(value)[:200])
+    curves = []
+    for entry in map(_mapping, value):
+        for part in ("levels", "weights"):
+            numbers = entry[part]
+            if (
+                not isinstance(numbers, list)
+                or len(numbers) > _MOST_LEVELS
+                or not all(map(_is_number, numbers))
+            ):
+                raise ConfigError("not one number per level", where=part, got=repr(numbers)[:200])
+        if set(entry) != {"levels", "weights"}:
+            raise ConfigError("a field is unknown", got=", ".join(sorted(entry))[:200])
+        curves.append(CentreWeights(tuple(map(float, entry["levels"])), tuple(map(float, entry["weights"]))))
+    return checked_centre(curves, normalisation, None)
 
 
 def _kernel(value: Any, ndim: int) -> NDArray[np.bool_]:

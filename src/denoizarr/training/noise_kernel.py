@@ -1,142 +1,38 @@
-"""The noise kernel of an image: found in windows spread over all of it, kept as a small JSON file."""
+"""The noise kernel of an image: found in windows spread over all of it."""
 
 from __future__ import annotations
 
-import io
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from denoizarr.errors import BadRequest, EmptyIndex
-from denoizarr.stores import locations, records
 from denoizarr.stores.images import ImageLike, as_images, reader_of
 
-from .noise_sample import SMALLEST_SIDE
-from .noise_windows import WINDOW, draw_sites, read_denoised, read_differences, read_windows
-from .structure import Floats, Mask, StructuralNoise, StructuralNoiseExtractor
+from .kernel_file import NoiseKernel
+from .noise_sample import SMALLEST_SIDE, quarters
+from .noise_windows import WINDOW, draw_sites, read_differences, read_windows, refine_periods
+from .stage1_windows import read_denoised
+from .structure import StructuralNoise, StructuralNoiseExtractor, Windows, settings_given
+from .volume_windows import read_volumes
 
 if TYPE_CHECKING:
     from denoizarr.selection.patch_index import PatchIndex
+    from denoizarr.stores.sources import ImageReader
 
     from .denoiser import Denoiser
+    from .noise_windows import Site
+
+__all__ = ["NoiseKernel", "extract_noise_kernel"]
 
 _LOG = logging.getLogger(__name__)
 
-_FORMAT, _VERSION = "denoizarr.noise_kernel", 1
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NoiseKernel:
-    """Which pixels around a pixel share its noise, and how that was measured.
-
-    Attributes
-    ----------
-    mask : (odd, odd) bool array
-        True is hidden; (y, x), centred; ``[[True]]`` where noise is not correlated.
-    autocorrelation, z_scores : (odd, odd) float64 array
-        At all lags measured, centred, usually larger than the mask: correlation (1 at lag zero), and its
-        ratio to its standard error (0 at lag zero).
-    periods : tuple of float
-        Periods of line noise in pixels; always empty in this version.
-    windows, window_size : int
-        Windows used and their side in pixels; 0 for a mask from a file.
-    method, source : str
-        The extractor's method; "extractor", "plane differences", "stage1" or "file".
-    spread : float
-        Variance of near lags between windows over what sampling gives; about 1 where they show noise alone.
-    z_threshold : float
-        What a z-score had to exceed.
-    outside : float
-        Largest correlation that the mask leaves out, with its sign.
-    note : str
-        Why there is no kernel, where structure stood in the way; else empty.
-
-    Raises
-    ------
-    BadRequest
-        When the mask has an even side or its centre is not hidden.
-    """
-
-    mask: Mask
-    autocorrelation: Floats
-    z_scores: Floats
-    periods: tuple[float, ...] = ()
-    windows: int = 0
-    window_size: int = 0
-    method: str = "significance"
-    source: str = "extractor"
-    spread: float = 1.0
-    z_threshold: float = 4.0
-    outside: float = 0.0
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        _check_mask(self.mask)
-
-    @property
-    def is_single_pixel(self) -> bool:
-        """Whether noise is uncorrelated as far as is known: Noise2Void's kernel, and no need of stage 2."""
-        return int(self.mask.sum()) == 1
-
-    def save(self, url: str | Path) -> None:
-        """Write everything as JSON, replacing the file whole."""
-        records.write_json(
-            url,
-            {
-                "format": _FORMAT,
-                "version": _VERSION,
-                "mask": self.mask.astype(int).tolist(),
-                "autocorrelation": self.autocorrelation.tolist(),
-                "z_scores": self.z_scores.tolist(),
-                "periods": list(self.periods),
-                **{name: getattr(self, name) for name in _PLAIN},
-            },
-        )
-
-    @classmethod
-    def load(cls, url: str | Path) -> NoiseKernel:
-        """Read a kernel that ``save`` wrote, or a boolean mask from a ``.npy`` file.
-
-        Raises
-        ------
-        ImageNotFound
-            There is no such file.
-        BadRequest
-            It is no kernel, or not one that a blind spot can use. Nothing in it is executed.
-        """
-        where = locations.redact(str(url))
-        if str(url).endswith(".npy"):
-            return _from_mask(_read_npy(url, where), where)
-        data = records.read_json(url)
-        if data.get("format") != _FORMAT or data.get("version") != _VERSION:
-            got = f"format {data.get('format')!r}, version {data.get('version')!r}"
-            raise BadRequest(
-                "not a noise kernel", where=where, got=got, expected=f"{_FORMAT!r}, version {_VERSION}"
-            )
-        try:
-            return cls(
-                mask=_as_mask(data["mask"], where),
-                autocorrelation=np.array(data["autocorrelation"], dtype=np.float64),
-                z_scores=np.array(data["z_scores"], dtype=np.float64),
-                periods=tuple(float(period) for period in data["periods"]),
-                **{name: kind(data[name]) for name, kind in _PLAIN.items()},
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, BadRequest):
-                raise
-            got = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise BadRequest("the noise kernel's file is not valid", where=where, got=got) from error
-
-
-# The fields that are neither arrays nor lists, with their types.
-_PLAIN: dict[str, Any] = {
-    "windows": int, "window_size": int, "method": str, "source": str, "spread": float, "z_threshold": float,
-    "outside": float, "note": str,
-}  # fmt: skip
+SOURCES = ("auto", "extractor", "stage1")
+# Of two planes, the one lag along z could as well be a drift.
+_FEWEST_PLANES = 3
 
 
 def extract_noise_kernel(
@@ -146,7 +42,9 @@ def extract_noise_kernel(
     mask_source: str = "auto",
     denoiser: Denoiser | None = None,
     extractor: StructuralNoiseExtractor | None = None,
+    planes: int = 1,
     seed: int = 0,
+    verbose: bool = False,
 ) -> NoiseKernel:
     """Measure how far the noise of an image is correlated.
 
@@ -161,14 +59,22 @@ def extract_noise_kernel(
     index : PatchIndex, optional
         Made of the same images: cells of low weight (background) are preferred.
     mask_source : {"auto", "extractor", "stage1"}
-        "extractor" measures the raw image, and "auto" does the same; "stage1" measures what ``denoiser``
-        makes of it, where uncorrelated noise is gone.
+        "extractor" measures the raw image; "stage1" measures what ``denoiser`` makes of it, unaugmented and
+        unmasked, where uncorrelated noise is gone; "auto" measures the raw image and, where that cannot tell
+        noise from structure and there is a ``denoiser``, what that makes of it.
     denoiser : Denoiser, optional
-        Trained in stage 1; needed for "stage1".
+        Trained in stage 1; needed for "stage1". What it computes is bounded: a network of volumes is asked
+        for fewer sites.
     extractor : StructuralNoiseExtractor, optional
         By default one with its default settings.
+    planes : int
+        Of a window along z. From 3 on the raw image is first measured in volumes, lags along z included, as a
+        network of volumes needs it, which gives a kernel over (z, y, x); where that cannot tell noise from
+        structure, in the plane.
     seed : int
         Draws the sites.
+    verbose : bool
+        Say what was measured, as :meth:`StructuralNoiseExtractor.extract_mask` does.
 
     Returns
     -------
@@ -178,21 +84,130 @@ def extract_noise_kernel(
     Raises
     ------
     EmptyIndex
-        There are fewer than 20 windows that vary.
+        There are fewer windows that vary than the extractor needs, 20 by default.
     BadRequest
         The source is unknown or lacks its denoiser, or the index is of another image.
     """
-    if mask_source not in ("auto", "extractor", "stage1"):
-        remedy = "read a mask file with NoiseKernel.load" if mask_source == "file" else None
-        expected = '"auto", "extractor" or "stage1"'
-        raise BadRequest("unknown mask_source", got=repr(mask_source), expected=expected, remedy=remedy)
-    if mask_source == "stage1" and denoiser is None:
-        raise BadRequest('mask_source "stage1" needs the denoiser of stage 1', remedy="pass denoiser=")
+    _check_source(mask_source, denoiser)
     images = as_images(image)
     if index is not None:
         index.check_image(images)
     readers = [reader_of(one) for one in images]
     extractor = extractor or StructuralNoiseExtractor()
+    side = _side_of(readers)
+    sites = draw_sites(readers, side, index, seed)
+    if mask_source == "stage1":
+        return _noted(_of_stage1(readers, sites, side, denoiser, extractor, verbose))
+    kernel = _of_volumes(readers, sites, side, planes, extractor, verbose)
+    if kernel is None:
+        kernel = _of_raw_image(readers, sites, side, extractor, verbose)
+    if kernel.note and mask_source == "auto" and denoiser is not None:
+        left = _of_stage1(readers, sites, side, denoiser, extractor, verbose)
+        kernel = kernel if left.note else left
+    return _noted(kernel)
+
+
+def _of_stage1(
+    readers: Sequence[ImageReader],
+    sites: Sequence[Site],
+    side: int,
+    denoiser: Denoiser | None,
+    extractor: StructuralNoiseExtractor,
+    verbose: bool,
+) -> NoiseKernel:
+    assert denoiser is not None, "checked before"
+    return _found(read_denoised(readers, sites, side, denoiser), extractor, "stage1", verbose)
+
+
+def _of_volumes(
+    readers: Sequence[ImageReader],
+    sites: Sequence[Site],
+    side: int,
+    planes: int,
+    extractor: StructuralNoiseExtractor,
+    verbose: bool,
+) -> NoiseKernel | None:
+    """Return the kernel over (z, y, x), or None where it is not asked for, or volumes do not tell it."""
+    if planes < _FEWEST_PLANES or extractor.method != "significance":
+        return None
+    depths = [reader.shape[reader.dims.index("z")] if "z" in reader.dims else 1 for reader in readers]
+    planes = min(planes, *depths)
+    if planes < _FEWEST_PLANES:
+        return None
+    try:
+        kernel = _found(read_volumes(readers, sites, side, planes), extractor, "extractor", verbose)
+    except EmptyIndex:  # a plane has more windows than columns
+        return None
+    return None if kernel.note else kernel
+
+
+def _of_raw_image(
+    readers: Sequence[ImageReader],
+    sites: Sequence[Site],
+    side: int,
+    extractor: StructuralNoiseExtractor,
+    verbose: bool,
+) -> NoiseKernel:
+    kernel = _found(read_windows(readers, sites, side), extractor, "extractor", verbose)
+    kernel = replace(kernel, periods=refine_periods(readers, sites, kernel.periods))
+    if kernel.note:
+        differences = read_differences(readers, sites, side)
+        if len(differences):
+            second = _found(differences, extractor, "plane differences", verbose)
+            return kernel if second.note else second
+    return kernel
+
+
+def _found(windows: Windows, extractor: StructuralNoiseExtractor, source: str, verbose: bool) -> NoiseKernel:
+    fewest = extractor.settings.minimum_windows
+    if extractor.method == "rings" and isinstance(windows, np.ndarray) and len(windows) < fewest:
+        windows = quarters(windows)  # as "significance" does: a small image has few large windows
+    drawn = 0
+
+    def counted() -> Iterator[np.ndarray[Any, Any]]:
+        nonlocal drawn
+        for batch in [windows] if isinstance(windows, np.ndarray) else windows:
+            # Windows may be cut in four where there are few.
+            drawn += len(batch) * batch.shape[-1] ** 2
+            yield batch
+
+    found: StructuralNoise = extractor.analyse(counted(), verbose)
+    return NoiseKernel(
+        mask=found.mask,
+        # Six digits are far below the standard error, and keep the file small and exactly readable.
+        autocorrelation=np.round(found.autocorrelation, 6),
+        z_scores=np.round(found.z_scores, 3),
+        periods=tuple(round(float(period), 4) for period in getattr(found, "periods", ())),
+        windows=found.windows,
+        windows_drawn=drawn // max(found.window_size, 1) ** 2,
+        window_size=found.window_size,
+        method=extractor.method,
+        source=source,
+        settings=settings_given(extractor),
+        spread=round(found.spread, 4),
+        z_threshold=round(found.z_threshold, 4),
+        outside=round(found.outside, 6),
+        note=found.note,
+    )
+
+
+def _noted(kernel: NoiseKernel) -> NoiseKernel:
+    if kernel.note:
+        _LOG.warning("no noise kernel: %s", kernel.note)
+    return kernel
+
+
+def _check_source(mask_source: str, denoiser: Denoiser | None) -> None:
+    if mask_source not in SOURCES:
+        remedy = "read a mask file with NoiseKernel.load" if mask_source == "file" else None
+        expected = '"auto", "extractor" or "stage1"'
+        raise BadRequest("unknown mask_source", got=repr(mask_source), expected=expected, remedy=remedy)
+    if mask_source == "stage1" and denoiser is None:
+        raise BadRequest('mask_source "stage1" needs the denoiser of stage 1', remedy="pass denoiser=")
+
+
+def _side_of(readers: Sequence[ImageReader]) -> int:
+    """Return the side of the windows that all images hold."""
     side = min(min(reader.shape[-2:]) for reader in readers)
     if side < SMALLEST_SIDE:
         raise EmptyIndex(
@@ -202,73 +217,4 @@ def extract_noise_kernel(
             expected=f"{SMALLEST_SIDE} or more along y and x",
             remedy="give a mask file, or run stage 1 only",
         )
-    side = min(side, WINDOW)
-    sites = draw_sites(readers, side, index, seed)
-    if denoiser is not None and mask_source == "stage1":
-        found = extractor.analyse(read_denoised(readers, sites, side, denoiser))
-        return _kernel_of(found, extractor.method, "stage1")
-    found = extractor.analyse(read_windows(readers, sites, side))
-    if found.note:
-        differences = read_differences(readers, sites, side)
-        if len(differences):
-            second = extractor.analyse(differences)
-            if not second.note:
-                return _kernel_of(second, extractor.method, "plane differences")
-        _LOG.warning("no noise kernel: %s", found.note)
-    return _kernel_of(found, extractor.method, "extractor")
-
-
-def _kernel_of(found: StructuralNoise, method: str, source: str) -> NoiseKernel:
-    return NoiseKernel(
-        mask=found.mask,
-        # Six digits are far below the standard error, and keep the file small and exactly readable.
-        autocorrelation=np.round(found.autocorrelation, 6),
-        z_scores=np.round(found.z_scores, 3),
-        windows=found.windows,
-        window_size=found.window_size,
-        method=method,
-        source=source,
-        spread=round(found.spread, 4),
-        z_threshold=round(found.z_threshold, 4),
-        outside=round(found.outside, 6),
-        note=found.note,
-    )
-
-
-def _check_mask(mask: np.ndarray[Any, Any], where: str | None = None) -> None:
-    if mask.ndim != 2 or mask.dtype != np.bool_ or any(n % 2 == 0 for n in mask.shape):
-        expected = "two odd sides"
-        raise BadRequest(
-            "a noise kernel has no centre", where=where, got=f"{mask.dtype} {mask.shape}", expected=expected
-        )
-    if not mask[mask.shape[0] // 2, mask.shape[1] // 2]:
-        raise BadRequest("a noise kernel hides its own centre", where=where, got="False", expected="True")
-
-
-def _as_mask(values: Any, where: str) -> Mask:
-    array = np.array(values)
-    if array.dtype.kind not in "buif" or not np.isin(array, (0, 1)).all():
-        raise BadRequest("a noise kernel holds 0 and 1", where=where, got=array.dtype)
-    mask: Mask = array.astype(np.bool_)
-    _check_mask(mask, where)
-    return mask
-
-
-def _read_npy(url: str | Path, where: str) -> np.ndarray[Any, Any]:
-    try:
-        loaded = np.load(io.BytesIO(locations.get(url)), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        if isinstance(error, BadRequest):
-            raise
-        raise BadRequest("not an array of numbers in .npy format", where=where, got=str(error)) from error
-    if not isinstance(loaded, np.ndarray):
-        raise BadRequest("not a single array", where=where, got=type(loaded).__name__)
-    return loaded
-
-
-def _from_mask(values: np.ndarray[Any, Any], where: str) -> NoiseKernel:
-    mask = _as_mask(values, where)
-    unknown = np.zeros(mask.shape)
-    correlation = unknown.copy()
-    correlation[mask.shape[0] // 2, mask.shape[1] // 2] = 1.0
-    return NoiseKernel(mask, correlation, unknown, method="file", source="file")
+    return min(side, WINDOW)

@@ -13,6 +13,7 @@ import numpy as np
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import ceil_div
 from denoizarr.geometry.tiling import tile_for
+from denoizarr.kernels.spectrum import find_lines
 from denoizarr.stores.sources import ImageReader
 
 if TYPE_CHECKING:
@@ -99,6 +100,25 @@ def read_windows(readers: Sequence[ImageReader], sites: Sequence[Site], side: in
         return _cut(plane.reshape(plane.shape[-2:]), side)
 
     return _gather(read, sites, _READERS)
+
+
+def refine_periods(
+    readers: Sequence[ImageReader], sites: Sequence[Site], periods: Sequence[float]
+) -> tuple[float, ...]:
+    """Measure periods found in windows again over whole sites, where they are known four times as well.
+
+    Returns
+    -------
+    tuple of float
+        In pixels; a period that the sites do not show within a hundredth stays what it was.
+    """
+    if not periods or min(min(reader.shape[-2:]) for reader in readers) < _SITE:
+        return tuple(periods)
+    measured = {line.period for line in find_lines(read_windows(readers, sites, _SITE))}
+    nearest = [min(measured, key=lambda other: abs(other - period), default=period) for period in periods]
+    return tuple(
+        new if abs(new / old - 1.0) <= 0.01 else old for new, old in zip(nearest, periods, strict=True)
+    )
 
 
 def read_differences(readers: Sequence[ImageReader], sites: Sequence[Site], side: int) -> Array:

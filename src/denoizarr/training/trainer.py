@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from denoizarr.engine.progress import Progress
+from denoizarr.images.periodic import Periodic
 from denoizarr.selection.patch_index import PatchIndex
 from denoizarr.stores.images import ImageLike, as_images
 from denoizarr.stores.records import digest
@@ -56,6 +57,7 @@ def train(
     normalisation: Normalisation | None = None,
     network: nn.Module | None = None,
     client: Any = None,
+    periodic: Periodic = "auto",
     on_step: Callable[[StepReport], None] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     progress: bool = True,
@@ -95,6 +97,11 @@ def train(
         stride are measured; one that sees the whole patch (instance norm, attention) is refused.
     client : distributed.Client, optional
         Decode on the workers of this Dask cluster.
+    periodic : {"auto", "off"}
+        "auto" looks for lines that run through whole images, such as a scanner's hum every so many pixels,
+        which no blind spot can hide; takes them out of image and target, and records their frequencies with
+        the model, which takes them out of every image that it is applied to. Where there are none, nothing
+        changes. "off": for images whose true structure repeats strictly, as a crystal or a printed grid does.
     on_step, on_epoch : callable, optional
         Called with every step's :class:`StepReport` (on a GPU one step late) and every epoch's
         :class:`EpochReport`. What they raise ends the training.
@@ -128,11 +135,14 @@ def train(
     all gradients (a step then sees ``batch_size`` patches per process); the first one alone writes and
     reports, and all return the same model.
     """
-    job = prepare_job(as_images(image), index, target, blind_spot, options, normalisation, network)
+    images = as_images(image)
+    job = prepare_job(
+        images, index, target, blind_spot, options, normalisation, network, periodic=periodic, client=client
+    )
     outputs = _Outputs(checkpoint, log, samples, on_step, on_epoch, progress)
     with together(options.device) as processes:
         record = _learn(job, processes, client, outputs if processes.is_first else _NO_OUTPUTS)
-        return job.denoiser(record, processes)
+        return job.with_centre(job.denoiser(record, processes), processes)
 
 
 @dataclass(frozen=True, slots=True)

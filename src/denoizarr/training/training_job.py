@@ -16,16 +16,20 @@ from numpy.typing import NDArray
 from torch import nn
 
 from denoizarr.errors import BadRequest, EmptyIndex
+from denoizarr.images.periodic import Periodic, without_known_lines, without_lines
 from denoizarr.kernels.blindspot import check_blind_spot, reached_percentage
 from denoizarr.kernels.unet import NetworkShape, build_network
+from denoizarr.kernels.waves import Frequency
 from denoizarr.selection.index_builder import build_index
 from denoizarr.selection.patch_index import PatchIndex, identity_of
 from denoizarr.stores.images import ImageLike, as_images, reader_of
 from denoizarr.stores.records import digest
 
 from .batches import Preparation
+from .centre_measurement import measure_centre_weights
 from .checkpoints import differing_parts
 from .denoiser import Denoiser
+from .exactness import step_precision
 from .held_out import HeldOut, held_out_patches, measured_normalisation
 from .normalisation import Normalisation
 from .options import TrainingOptions
@@ -58,6 +62,8 @@ class TrainingJob:
     options : TrainingOptions
     normalisation, target_normalisation : Normalisation
     network : NetworkShape or OwnNetwork
+    periodic : tuple of (fy, fx)
+        Frequencies of the periodic lines that were taken out of the images.
     """
 
     images: list[xr.DataArray]
@@ -70,6 +76,7 @@ class TrainingJob:
     normalisation: Normalisation
     target_normalisation: Normalisation | None
     network: NetworkShape | OwnNetwork
+    periodic: tuple[Frequency, ...] = ()
 
     @property
     def has_own_network(self) -> bool:
@@ -89,6 +96,8 @@ class TrainingJob:
         if self.targets is not None:
             large["targets"] = [identity_of(target) for target in self.targets]
             large["target_normalisation"] = self.target_normalisation and asdict(self.target_normalisation)
+        if self.periodic:
+            large["periodic"] = [identity_of(image) for image in self.images]
         if isinstance(self.network, OwnNetwork):
             state = {name: value.clone() for name, value in self.network.module.state_dict().items()}
             large["network"] = self.network.description
@@ -174,6 +183,7 @@ class TrainingJob:
             "train_loss": last["train_loss"],
             "learns_from": "blind spots" if self.targets is None else "targets",
             "device": processes.device.type,
+            "precision": step_precision(self.options.precision, processes.device),
             "processes": processes.count,
             "threads": record.threads,
             "images": len(self.images),
@@ -186,8 +196,20 @@ class TrainingJob:
             blind_spot=self.kernel,
             patch_size=self.options.patch_shape,
             pixel_size=self._pixel_size(),
+            periodic=self.periodic,
             training=training,
         )
+
+    def with_centre(self, denoiser: Denoiser, processes: Processes) -> Denoiser:
+        """Return the model with what it is to keep of a voxel's own value, where that can be measured."""
+        if self.kernel is None or not self.options.use_centre:
+            return denoiser
+        weights = processes.from_first(
+            lambda: measure_centre_weights(denoiser, self.images, self.training, self.options)
+        )
+        if weights is None:
+            _LOG.info("too few or too small patches to tell what a voxel's own value is worth: left out")
+        return denoiser.with_centre(weights)
 
     def _pixel_size(self) -> dict[str, dict[str, Any]] | None:
         """Return spacing and unit along a patch's axes, of the first image; None where it states none."""
@@ -209,6 +231,8 @@ def prepare_job(
     options: TrainingOptions,
     normalisation: Normalisation | None,
     network: nn.Module | None,
+    periodic: Periodic = "off",
+    client: Any = None,
 ) -> TrainingJob:
     """Check what :func:`~denoizarr.train` was given, the cheapest first, and complete it.
 
@@ -227,6 +251,9 @@ def prepare_job(
     targets = None if target is None else as_images(target)
     _check_targets(images, targets or [])
     channels = _channels_of(images, targets or [])
+    images, frequencies = without_lines(images, periodic, client=client)
+    if targets is not None:
+        targets = without_known_lines(targets, frequencies, client=client)
     if index is None:
         index = build_index(images, options.patch_shape, seed=options.seed)
     index.check_image(images)
@@ -248,8 +275,9 @@ def prepare_job(
         got, expected = f"{len(measured.mean)} channels", f"{channels}, as the image has"
         raise BadRequest("one mean and std per channel", where="normalisation", got=got, expected=expected)
     return TrainingJob(
-        images, targets, index, training, validation, kernel, options, measured, target_normalisation, shape
-    )
+        images, targets, index, training, validation, kernel, options, measured, target_normalisation, shape,
+        frequencies,
+    )  # fmt: skip
 
 
 def _check_options(options: object) -> None:

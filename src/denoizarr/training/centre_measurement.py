@@ -1,0 +1,128 @@
+"""What a voxel's own value is worth to a model that has learnt: measured on patches, by brightness."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from denoizarr.kernels.blindspot import draw_blind_spots, largest_percentage
+from denoizarr.kernels.centre_weights import fit_centre_weights, pair_kernel, pair_lags
+from denoizarr.selection.patch_index import PatchIndex
+
+from .centre_weights import CentreWeights
+from .denoiser import Denoiser
+from .exactness import step_precision
+from .options import TrainingOptions
+from .patch_stream import validation_patches
+
+# Enough for sixteen levels; a million voxels in a pass are a second or two of a core.
+_PAIRS, _VOXELS = 60_000, 2**20
+_FEWEST_PATCHES, _MOST_PATCHES, _MOST_PASSES = 16, 1024, 16
+# Masks of their own: the number of no epoch, nor of the validation's.
+_EPOCH = -2
+Floats = NDArray[np.float64]
+
+
+def measure_centre_weights(
+    denoiser: Denoiser, images: list[xr.DataArray], index: PatchIndex, options: TrainingOptions
+) -> tuple[CentreWeights, ...] | None:
+    """Measure on patches of the index how much of a voxel's own value is worth keeping.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+        A blind-spot network.
+    images : list of DataArray
+    index : PatchIndex
+        Of these images.
+    options : TrainingOptions
+        As it was trained: seed, filling of hidden voxels, precision.
+
+    Returns
+    -------
+    tuple of CentreWeights, one per channel, or None
+        None where some channel has too little to measure it on, or patches have no room for two kernels.
+    """
+    lags = pair_lags(denoiser.blind_spot)
+    kernels = [pair_kernel(denoiser.blind_spot, lag) for lag in lags]
+    if any(k > p for kernel in kernels for k, p in zip(kernel.shape, options.patch_shape, strict=True)):
+        return None
+    percentage = min([options.mask_percentage, *map(largest_percentage, kernels)])
+    n = min(max(_VOXELS // math.prod(options.patch_shape), _FEWEST_PATCHES), _MOST_PATCHES)
+    patches, _, _ = validation_patches(images, index, n, options.seed)
+    expected = max(patches[:, 0].size * percentage / 100, 1.0)
+    passes = min(max(math.ceil(_PAIRS / expected), len(lags)), _MOST_PASSES)
+    curves = []
+    for channel in range(patches.shape[1]):
+        sample = _Sample(denoiser, patches[:, channel], channel if denoiser.channels > 1 else 0, options)
+        pairs = [sample.pairs(lags[turn % len(lags)], turn, percentage) for turn in range(passes)]
+        first, second, level = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+        fit = fit_centre_weights(first, second, level)
+        if fit is None:
+            return None
+        curves.append(CentreWeights(*map(_floats, fit)))
+    return tuple(curves)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Patches of one channel, (n, [z,] y, x) in intensities, and the network that predicts them."""
+
+    denoiser: Denoiser
+    patches: NDArray[np.float32]
+    channel: int
+    options: TrainingOptions
+
+    def pairs(self, lag: tuple[int, ...], turn: int, percentage: float) -> tuple[Floats, Floats, Floats]:
+        """Return residuals of pairs hidden together and the means of their predictions, in intensities."""
+        kernel, options = pair_kernel(self.denoiser.blind_spot, lag), self.options
+        mean, std = self._scale()
+        found = []
+        for first, batch in self._batches():
+            numbers = torch.arange(first, first + len(batch), device=batch.device)
+            draws: dict[str, Any] = {"seed": options.seed, "epoch": _EPOCH - turn, "numbers": numbers}
+            hidden, centres = draw_blind_spots(batch, kernel, percentage, options.masking_strategy, **draws)
+            predicted = self._predicted(hidden)
+            places = torch.nonzero(centres[:, 0])
+            others = places + torch.tensor((0, *lag), device=places.device)
+            extents = torch.tensor(batch[:, 0].shape, device=places.device)
+            inside = ((others >= 0) & (others < extents)).all(1)
+            one, other, level_one, level_other = (
+                values[:, 0][tuple(at[inside].T)].double().cpu().numpy()
+                for values in (batch - predicted, predicted)
+                for at in (places, others)
+            )
+            found.append((one * std, other * std, 0.5 * (level_one + level_other) * std + mean))
+        one, other, level = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return one, other, level
+
+    def _scale(self) -> tuple[float, float]:
+        normalisation = self.denoiser.normalisation
+        return normalisation.mean[self.channel], normalisation.std[self.channel]
+
+    def _batches(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield the number of each batch's first patch, and its patches as the network takes them."""
+        mean, std = self._scale()
+        for first in range(0, len(self.patches), self.options.batch_size):
+            batch = (self.patches[first : first + self.options.batch_size] - mean) / std
+            yield first, torch.from_numpy(batch)[:, None].to(self.denoiser.device, torch.float32)
+
+    def _predicted(self, patches: Tensor) -> Tensor:
+        device = self.denoiser.device
+        bfloat16 = step_precision(self.options.precision, device) == "bfloat16"
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            # One's own network may work in the place of its input.
+            predicted: Tensor = self.denoiser.module(patches.clone()).float()
+        return predicted
+
+
+def _floats(values: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)

@@ -1,0 +1,137 @@
+"""The weight of a pixel's own value: pairs of independent noise, their fit, and what comes of it."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+
+from denoizarr.kernels.centre_weights import (
+    fit_centre_weights,
+    keep_centres,
+    pair_kernel,
+    pair_lags,
+)
+
+
+def symmetric_kernels(ndim):
+    def made(parts):
+        halves, seed = parts
+        kernel = np.random.default_rng(seed).random([2 * h + 1 for h in halves]) < 0.4
+        kernel |= kernel[(slice(None, None, -1),) * ndim]
+        kernel[tuple(halves)] = True
+        return kernel
+
+    return st.tuples(st.tuples(*[st.integers(0, 3)] * ndim), st.integers(0, 2**16)).map(made)
+
+
+KERNELS = st.one_of(symmetric_kernels(2), symmetric_kernels(3))
+
+
+def offsets(kernel):
+    return {tuple(int(i) for i in place - np.array(kernel.shape) // 2) for place in np.argwhere(kernel)}
+
+
+@given(KERNELS)
+@settings(max_examples=40, deadline=None)
+def test_a_pairs_noise_is_independent_and_nearer_lags_are_not(kernel):
+    lags, hidden = pair_lags(kernel), offsets(kernel)
+    norms = {sum(step**2 for step in lag) for lag in lags}
+    assert len(norms) == 1
+    assert not hidden & set(lags)
+    assert not {tuple(-step for step in lag) for lag in lags} & set(lags)
+    wide = np.argwhere(np.ones([9] * kernel.ndim)) - 4
+    nearer = {tuple(int(i) for i in lag) for lag in wide if 0 < (lag**2).sum() < next(iter(norms))}
+    assert nearer <= hidden
+
+
+@given(KERNELS)
+@settings(max_examples=40, deadline=None)
+def test_both_kernels_of_a_pair_are_hidden_and_nothing_else(kernel):
+    for lag in pair_lags(kernel):
+        pair = pair_kernel(kernel, lag)
+        assert all(n % 2 for n in pair.shape)
+        shifted = {tuple(a + b for a, b in zip(place, lag, strict=True)) for place in offsets(kernel)}
+        assert offsets(pair) == offsets(kernel) | shifted
+
+
+def test_the_neighbour_across_the_row_pairs_with_noise_along_it():
+    assert pair_lags(np.ones((1, 17), bool)) == [(1, 0)]
+    assert sorted(pair_lags(np.ones((1, 1), bool))) == [(0, 1), (1, 0)]
+
+
+def residuals(n, prior, noise, seed=0):
+    """Pairs whose predictions err alike, as neighbours do, and whose noise is independent."""
+    rng = np.random.default_rng(seed)
+    level = rng.uniform(0, 100, n)
+    common = rng.standard_normal(n) * np.sqrt(prior(level))
+    first, second = (common + rng.standard_normal(n) * np.sqrt(noise(level)) for _ in range(2))
+    return first, second, level
+
+
+def test_the_weight_is_the_posteriors():
+    def prior(level):
+        return 4.0 + 0.5 * level
+
+    def noise(level):
+        return 100.0 + 2.0 * level
+
+    levels, weights = fit_centre_weights(*residuals(200_000, prior, noise))
+    assert (np.diff(levels) > 0).all()
+    assert len(levels) >= 8
+    np.testing.assert_allclose(weights, prior(levels) / (prior(levels) + noise(levels)), atol=0.03)
+
+
+def test_noise_alone_leaves_the_prediction_as_it_is():
+    _, weights = fit_centre_weights(*residuals(200_000, np.zeros_like, lambda level: 9.0 + level))
+    assert weights.max() < 0.03
+
+
+def test_levels_stay_apart_by_a_part_of_the_noise():
+    rng = np.random.default_rng(0)
+    level = np.concatenate([rng.normal(10, 0.01, 100_000), rng.uniform(10, 60, 100_000)])
+    first, second = rng.standard_normal((2, level.size)) * 8
+    levels, _ = fit_centre_weights(first, second, level)
+    assert np.diff(levels).min() > 1.9
+
+
+@pytest.mark.parametrize("n", [0, 1, 100, 4999])
+def test_too_few_pairs_give_nothing(n):
+    assert fit_centre_weights(*np.zeros((3, n))) is None
+
+
+def test_a_prediction_of_one_level_gives_nothing():
+    first, second = np.random.default_rng(0).standard_normal((2, 50_000))
+    assert fit_centre_weights(first, second, np.full(50_000, 3.0)) is None
+
+
+@given(st.integers(0, 2**16))
+@settings(max_examples=20, deadline=None)
+def test_values_are_kept_by_the_plain_definition(seed):
+    rng = np.random.default_rng(seed)
+    levels = np.sort(rng.choice(np.arange(-40, 40), 6, replace=False)) / 10.0
+    weights = rng.random(6)
+    noisy, predicted = rng.standard_normal((2, 3, 5, 7)) * 3
+    predicted.flat[:6] = levels
+    kept = keep_centres(*map(torch.from_numpy, (noisy, predicted, levels, weights)))
+    expected = predicted + np.interp(predicted, levels, weights) * (noisy - predicted)
+    np.testing.assert_allclose(kept.numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_kept_share_brings_a_blind_mean_closer_to_the_truth():
+    """A mean of the neighbours without the pixel itself, as the simplest blind-spot prediction."""
+    rng = np.random.default_rng(3)
+    truth = 60 * gaussian_filter(rng.standard_normal((256, 256)), 1.5)
+    noisy = truth + rng.standard_normal(truth.shape) * 4
+    ring = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]]) / 8
+    blind = sum(
+        ring[dy + 1, dx + 1] * np.roll(noisy, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)
+    )
+    # Hidden together: q = p + (0, 1) is in no mean that p is answered with, and the other way round.
+    first = noisy - (8 * blind - np.roll(noisy, -1, 1)) / 7
+    second = np.roll(noisy - (8 * blind - np.roll(noisy, 1, 1)) / 7, -1, 1)
+    levels, weights = fit_centre_weights(first.ravel(), second.ravel(), blind.ravel())
+    kept = blind + np.interp(blind, levels, weights) * (noisy - blind)
+    before, after = (np.mean((image - truth) ** 2) for image in (blind, kept))
+    assert after < 0.85 * before

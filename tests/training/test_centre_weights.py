@@ -1,0 +1,100 @@
+"""What a model keeps of a voxel's own value: measured after training, applied, saved, checked."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from denoizarr import Denoiser, TrainingOptions, train
+from denoizarr.errors import ConfigError
+from denoizarr.training.centre_weights import CentreWeights
+
+OPTIONS = TrainingOptions(
+    patch_size=32, num_epochs=2, patches_per_epoch=320, features=8, num_layers=1, threads=1, device="cpu"
+)
+
+
+@pytest.fixture(scope="module")
+def cells():
+    rng = np.random.default_rng(0)
+    truth = 300 * np.abs(gaussian_filter(rng.standard_normal((256, 256)), 2)) + 20
+    noisy = (truth + rng.standard_normal(truth.shape) * 8).astype(np.float32)
+    return truth, noisy, train(noisy, options=OPTIONS, progress=False)
+
+
+def test_it_comes_closer_to_the_truth(cells):
+    truth, noisy, denoiser = cells
+    assert denoiser.centre is not None
+    blind = denoiser.with_centre(None).denoise(noisy)
+    errors = [np.mean((image - truth) ** 2) for image in (blind, denoiser.denoise(noisy))]
+    assert errors[1] < 0.95 * errors[0]
+
+
+def test_it_is_the_plain_definition(cells):
+    _, noisy, denoiser = cells
+    (curve,) = denoiser.centre
+    blind = denoiser.with_centre(None).to(precision="float64").denoise(noisy)
+    expected = blind + np.interp(blind, curve.levels, curve.weights) * (noisy - blind)
+    found = denoiser.to(precision="float64").denoise(noisy)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
+
+
+def test_of_noise_alone_next_to_nothing_is_kept():
+    noise = np.random.default_rng(1).normal(100, 10, (256, 256)).astype(np.float32)
+    denoiser = train(noise, options=OPTIONS, progress=False)
+    blind, kept = denoiser.with_centre(None).denoise(noise), denoiser.denoise(noise)
+    assert np.std(kept - blind) < 0.05 * np.std(noise)
+
+
+def test_it_is_measured_the_same_again(cells):
+    _, noisy, denoiser = cells
+    again = train(noisy, options=OPTIONS, progress=False)
+    assert again.centre == denoiser.centre
+    assert again.digest == denoiser.digest
+
+
+def test_it_is_saved_with_the_model(cells, tmp_path):
+    _, noisy, denoiser = cells
+    denoiser.save(tmp_path / "model")
+    loaded = Denoiser.load(tmp_path / "model")
+    assert loaded.centre == denoiser.centre
+    assert loaded.digest == denoiser.digest != denoiser.with_centre(None).digest
+    np.testing.assert_array_equal(loaded.denoise(noisy), denoiser.denoise(noisy))
+
+
+def test_it_can_be_left_out(cells):
+    _, noisy, _ = cells
+    options = TrainingOptions(
+        **{name: getattr(OPTIONS, name) for name in OPTIONS.__slots__} | {"use_centre": False}
+    )
+    assert train(noisy, options=options, progress=False).centre is None
+
+
+def test_a_target_leaves_nothing_to_keep(cells):
+    truth, noisy, _ = cells
+    assert train(noisy, target=truth.astype(np.float32), options=OPTIONS, progress=False).centre is None
+
+
+def test_a_kernel_without_room_for_two_leaves_the_answer_as_it_is(cells):
+    _, noisy, _ = cells
+    wide = np.ones((1, 31), bool)
+    tall = np.ones((31, 1), bool)
+    for kernel in (wide, tall, wide.T & tall):
+        denoiser = train(noisy, blind_spot=kernel, options=OPTIONS, progress=False)
+        blind = denoiser.with_centre(None).denoise(noisy)
+        assert np.isfinite(blind).all()
+
+
+@pytest.mark.parametrize(
+    ("levels", "weights"),
+    [((1.0,), (0.5,)), ((1.0, 1.0), (0, 0)), ((2.0, 1.0), (0, 0)), ((1.0, 2.0), (0, 1.5)), ((1.0, 2.0), (0,)),
+     ((1.0, float("nan")), (0, 0)), ((1.0, 2.0), (float("nan"), 0)), ((1.0, 1.0 + 1e-12), (0, 0))],
+)  # fmt: skip
+def test_weights_that_make_no_sense_are_refused(levels, weights):
+    with pytest.raises(ConfigError, match="centre"):
+        CentreWeights(levels, weights)
+
+
+def test_a_model_takes_weights_for_each_channel_only(cells):
+    _, _, denoiser = cells
+    with pytest.raises(ConfigError, match="channel"):
+        denoiser.with_centre(denoiser.centre * 2)

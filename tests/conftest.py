@@ -14,6 +14,10 @@ import numpy as np
 import pytest
 import zarr
 
+# Several processes of tests, each with a thread for every core, would wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Worker processes inherit sys.path: the tasks that tests run on them must be importable there.
 sys.path.append(str(Path(__file__).parent / "engine"))
 

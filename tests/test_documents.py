@@ -58,7 +58,7 @@ def test_every_key_of_the_job_has_a_row():
 def test_the_readme_has_its_two_commands():
     blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     assert blocks[0].strip().endswith("denoizarr demo --out demo-out")
-    assert blocks[1].strip().endswith("pytest -q")
+    assert blocks[1].strip().endswith("pytest -q -n 2 --dist loadfile")
     assert all(block.startswith("python3 -m venv ") for block in blocks[:2])
 
 

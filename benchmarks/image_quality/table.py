@@ -240,11 +240,10 @@ def _bias(found: Found, picture: str | None) -> str:
     return (
         "## Intensities\n\nLargest mean error, prediction less truth, per cent of the range, in "
         f"{BIAS_BINS} equal bins of the range with at least {BIN_PIXELS} pixels:\n"
-        "sorted by the truth, which also counts how much of a narrow peak is lost, and sorted by the output, "
-        "which says whether a mean of\noutput values can be believed. First seed."
-        + shown
-        + "\n\n"
-        + _table(head, rows)
+        "sorted by the truth, which says how dark or bright structures came out, and also counts what of a "
+        "narrow peak is lost;\nand sorted by the output, which says whether a mean of output values can be "
+        "believed. The best possible denoiser has bias in the\nfirst, for noise hides what is small and "
+        "rare, and none in the second. First seed." + shown + "\n\n" + _table(head, rows)
     )
 
 

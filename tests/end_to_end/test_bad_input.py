@@ -121,7 +121,8 @@ def test_usage_errors_are_status_2():
 
 
 @pytest.mark.parametrize(
-    "verb", ["demo", "info", "convert", "train", "predict", "export", "plan", "run", "report"]
+    "verb",
+    ["demo", "info", "convert", "extract-mask", "train", "predict", "export", "plan", "run", "report"],
 )
 def test_every_verb_has_help_with_an_example(verb):
     result = run_cli(verb, "--help")

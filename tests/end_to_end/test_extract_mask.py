@@ -41,6 +41,7 @@ def test_a_kernel_a_picture_and_what_was_found(image: Path, tmp_path: Path) -> N
     assert lines[0].startswith(f"kernel 1 x {kernel.mask.shape[1]} (y, x)")
     assert json.loads(lines[-1])["pixels"] == kernel.mask.sum()
     assert plot.read_bytes()[:4] == b"\x89PNG"
+    assert any(line.startswith("next: denoizarr train ") and f"--kernel {out}" in line for line in lines)
     same = denoizarr.extract_noise_kernel(denoizarr.open_image(image))
     np.testing.assert_array_equal(same.autocorrelation, kernel.autocorrelation)
 
@@ -90,8 +91,11 @@ def test_bad_requests_are_refused_by_name(
     assert not (tmp_path / "k.json").exists()
 
 
-def test_a_setting_without_a_value_is_refused(image: Path, tmp_path: Path) -> None:
-    arguments = ["extract-mask", str(image), "--out", str(tmp_path / "k.json"), "--set", "floor"]
+@pytest.mark.parametrize("setting", ["floor", "center_size=5", "method=rings"])
+def test_a_setting_without_a_value_or_with_its_own_option_is_refused(
+    image: Path, tmp_path: Path, setting: str
+) -> None:
+    arguments = ["extract-mask", str(image), "--out", str(tmp_path / "k.json"), "--set", setting]
     assert CliRunner().invoke(app, arguments).exit_code == 2
 
 

@@ -58,7 +58,7 @@ def test_every_option_reaches_the_training(image, tmp_path):
         "--checkpoint": str(tmp_path / "state"),
     }
     options = [part for pair in given.items() for part in pair]
-    result = in_process("train", image, "--out", str(out), *options, "--n2v2", "--json")
+    result = in_process("train", image, "--out", str(out), *options, "--n2v2", "--no-use-centre", "--json")
     assert result.exit_code == 0, result.output
     model = Denoiser.load(out)
     assert json.loads(result.stdout.splitlines()[-1])["digest"] == model.digest
@@ -78,6 +78,7 @@ def test_every_option_reaches_the_training(image, tmp_path):
         "precision": "bfloat16",
         "device": "cpu",
         "n2v2": True,
+        "use_centre": False,
     }
     assert expected == {name: trained[name] for name in expected}
     assert model.blind_spot.shape == (1, 5)

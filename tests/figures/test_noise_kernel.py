@@ -63,6 +63,25 @@ def test_the_band_of_chance_is_the_standard_error_times_the_threshold():
     assert heights.min() == pytest.approx(-0.12)
 
 
+def test_the_band_of_chance_does_not_jump_where_two_small_numbers_are_divided():
+    # Correlation and z-scores are measured at different frequencies: beside the kernel they are small numbers
+    # of their own, and one quotient of them says nothing.
+    rng = np.random.default_rng(0)
+    correlation = 0.01 * rng.standard_normal((25, 25))
+    scores = correlation / 0.01 + 0.3 * rng.standard_normal((25, 25))
+    scores[12, 12] = 0
+    scores[12, 5] = 1e-4
+    correlation[12, 11:14] = 0.5, 1, 0.5
+    scores[12, [11, 13]] = 50
+    band = (
+        noise_kernel_figure(np.ones((1, 3), bool), correlation, scores, z_threshold=4).axes[2].collections[0]
+    )
+    heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
+    heights = np.abs(heights[heights != 0])
+    assert heights.min() > 0.5 * 0.04
+    assert heights.max() < 2 * 0.04
+
+
 @pytest.mark.parametrize("size", [1, 3, 9])
 def test_a_single_pixel_is_drawn_and_said(size):
     correlation = np.zeros((size, size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from math import hypot
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import xarray as xr
 from PIL import Image
 
 from denoizarr.errors import BadRequest, NonFiniteData
+from denoizarr.images import plane_waves
 from denoizarr.images.periodic import (
     find_periodic_lines,
     keep_waves,
@@ -223,9 +225,40 @@ def test_a_record_is_of_its_image_and_frequencies(tmp_path: Path) -> None:
     assert kept_waves(url, reader, [FREQUENCY]) == table
     assert kept_waves(url, reader, [(0.0, 0.126)]) is None
     assert kept_waves(url, reader_of(as_image(noisy((200, 200)))), [FREQUENCY]) is None
-    for spoilt in ("{", "[]", '{"image": 3}'):
+    whole = json.loads(Path(url).read_text())
+    for spoilt in ("{", "[]", '{"image": 3}', json.dumps(whole | {"leading": [float("inf")]})):
         Path(url).write_text(spoilt)
         assert kept_waves(url, reader, [FREQUENCY]) is None
+
+
+def test_planes_of_deep_chunks_are_measured_a_few_at_a_time(tmp_path: Path, monkeypatch) -> None:
+    values = (noisy((2, 5, 160, 200), 5) + line((160, 200))).astype("float32")
+    image = xr.DataArray(values, dims=tuple("tzyx"))
+    save_image(image, tmp_path / "deep.ome.zarr", chunks=(2, 4, 64, 64), levels=1)
+    reader = reader_of(open_image(tmp_path / "deep.ome.zarr"))
+    together = measure_waves(reader, [FREQUENCY])
+    planes = []
+    sums = plane_waves.CellSums
+
+    def counted(*arguments):
+        planes.append(1)
+        return sums(*arguments)
+
+    measured, most = plane_waves._measured, []
+
+    def watched(*arguments):
+        del planes[:]
+        part = measured(*arguments)
+        most.append(len(planes))
+        return part
+
+    monkeypatch.setattr(plane_waves, "CellSums", counted)
+    monkeypatch.setattr(plane_waves, "_measured", watched)
+    monkeypatch.setattr(plane_waves, "usable_cores", lambda: 1)
+    monkeypatch.setattr(plane_waves, "_GROUP_BYTES", 3 * plane_waves._sums_bytes((160, 200), 1))
+    assert measure_waves(reader, [FREQUENCY]) == together
+    assert max(most) <= 3
+    assert sum(most) == 10
 
 
 def test_workers_measure_the_same(tmp_path: Path, client) -> None:

@@ -12,11 +12,14 @@ import torch
 import xarray as xr
 
 import denoizarr.inference.predict as predicting
-from denoizarr.errors import LedgerMismatch, NonFiniteData
+from denoizarr.errors import BadRequest, LedgerMismatch, NonFiniteData, OutputExists
 from denoizarr.images.save import save_image
 from denoizarr.inference.predict import predict
+from denoizarr.inference.prediction import plan_prediction
 from denoizarr.kernels.unet import NetworkShape, build_network
-from denoizarr.stores.images import as_image, open_image
+from denoizarr.kernels.waves import Wave
+from denoizarr.stores.images import as_image, corrected_image, open_image
+from denoizarr.stores.periodic import WaveTable
 from denoizarr.training.denoiser import Denoiser
 from denoizarr.training.normalisation import Normalisation
 
@@ -181,3 +184,34 @@ def test_frequencies_are_checked() -> None:
     for wrong in ([(0.1,)], [(0.1, 0.7)], [(0.1, float("nan"))], [("a", 0.1)]):
         with pytest.raises(ConfigError, match="periodic"):
             make_denoiser(wrong)
+
+
+def test_a_destination_that_is_taken_is_refused_before_the_pass(sources, tmp_path: Path, monkeypatch) -> None:
+    def measured(*_, **__):
+        raise AssertionError("a whole image was read for nothing")
+
+    monkeypatch.setattr(predicting, "measure_waves", measured)
+    (tmp_path / "taken.ome.zarr").mkdir()
+    (tmp_path / "taken.ome.zarr" / "a file").write_text("of someone")
+    with pytest.raises(OutputExists):
+        predict(make_denoiser(), sources[0], tmp_path / "taken.ome.zarr", progress=False)
+    with pytest.raises(BadRequest, match="overlaps"):
+        predict(make_denoiser(), sources[0], Path(sources[0]) / "inside", progress=False)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float64"])
+def test_the_plan_counts_what_taking_lines_out_needs(tmp_path: Path, dtype: str) -> None:
+    image = as_image(np.zeros((512, 512), dtype))
+    plain = plan_prediction(make_denoiser(()), image, tmp_path / "o").bytes_per_worker
+    known = plan_prediction(make_denoiser(), image, tmp_path / "o").bytes_per_worker
+    waves = [[Wave(frequency, 5.0, 0.0) for frequency in FREQUENCIES]]
+    corrected = corrected_image(image, WaveTable.of(FREQUENCIES, (), waves))
+    assert plan_prediction(make_denoiser(), corrected, tmp_path / "o").bytes_per_worker == known
+    may = plan_prediction(make_denoiser(()), image, tmp_path / "o", may_lose_lines=True)
+    assert may.bytes_per_worker == known
+    assert (known > plain) == (image.dtype.itemsize < 4)
+
+
+def test_lines_that_cannot_be_measured_are_said_to_be_left_in(tmp_path: Path, caplog) -> None:
+    predict(make_denoiser(), striped((64, 200)), tmp_path / "small.ome.zarr", progress=False)
+    assert "lines are left in" in caplog.text

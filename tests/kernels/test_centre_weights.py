@@ -61,6 +61,11 @@ def test_the_neighbour_across_the_row_pairs_with_noise_along_it():
     assert sorted(pair_lags(np.ones((1, 1), bool))) == [(0, 1), (1, 0)]
 
 
+def test_a_kernel_to_one_side_hides_to_the_other_as_well():
+    to_the_right, to_the_left = np.array([[0, 1, 1]], bool), np.array([[1, 1, 0]], bool)
+    assert pair_lags(to_the_right) == pair_lags(to_the_left) == [(1, 0)]
+
+
 def residuals(n, prior, noise, seed=0):
     """Pairs whose predictions err alike, as neighbours do, and whose noise is independent."""
     rng = np.random.default_rng(seed)
@@ -104,6 +109,22 @@ def test_too_few_pairs_give_nothing(n):
 def test_a_prediction_of_one_level_gives_nothing():
     first, second = np.random.default_rng(0).standard_normal((2, 50_000))
     assert fit_centre_weights(first, second, np.full(50_000, 3.0)) is None
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-4])
+def test_levels_differ_in_float32_where_there_is_no_noise(noise):
+    dark = np.repeat(30000.0 + 1e-4 * np.arange(20), 5000)
+    level = np.concatenate([dark, np.linspace(30010, 31000, 50_000)])
+    first = np.full(level.size, noise)
+    levels, weights = fit_centre_weights(first, first, level)
+    assert (np.diff(levels.astype(np.float32)) > 0).all()
+    assert np.isfinite(weights).all()
+
+
+def test_levels_that_are_one_after_scaling_give_numbers():
+    levels, weights = torch.tensor([1.0, 1.0, 2.0]), torch.tensor([0.0, 1.0, 1.0])
+    predicted = torch.tensor([0.0, 1.0, 1.5, 3.0])
+    assert torch.isfinite(keep_centres(torch.zeros(4), predicted, levels, weights)).all()
 
 
 @given(st.integers(0, 2**16))

@@ -103,6 +103,7 @@ def test_a_record_of_other_images_or_a_spoilt_one_is_refused() -> None:
         record | {"lines": [3]},
         {},
         record | {"images": [{"waves": []}]},
+        record | {"images": [record["images"][0] | {"leading": [float("inf")]}]},
     ):
         with pytest.raises(MetadataError, match=r"periodic\.json"):
             images_of_record(spoilt, [image])

@@ -72,6 +72,16 @@ def test_a_bad_result_is_told_on():
     assert "structure that was removed" in text
     doubts = diagnostic_doubts(found, None)
     assert [doubt[:6] for doubt in doubts] == ["Signal", "The ou"]
+    assert "Longer training" in doubts[0]
+
+
+def test_a_loss_that_no_linear_filter_could_spare_brings_no_advice_to_train_longer():
+    lost = [TRUTH - 0.3 * (TRUTH - 100) for _ in (1, 2)]
+    found = diagnose(planes_of(TRUTH + rows(1), lost[0], [(TRUTH + rows(2), lost[1])]), ROW)
+    faint = replace(found, loss=replace(found.loss, floor=0.6))
+    (doubt,) = diagnostic_doubts(faint, None)
+    assert "The best linear filter for this noise would lose 60 %" in doubt
+    assert "Longer training" not in doubt
 
 
 def test_the_first_independent_neighbour_is_taken():

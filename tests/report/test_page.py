@@ -525,5 +525,7 @@ def test_intensities_are_compared_with_a_known_truth(make_run):
 def test_a_truth_that_cannot_be_read_is_left_out(make_run, record):
     run = make_run()
     write_json(run / "truth.json", record)
-    assert "The comparison with the truth is left out" in words_of(read(write_report(run)))
+    text = words_of(read(write_report(run)))
+    assert "The comparison with the truth is left out: it could not be read" in text
+    assert ("nothing lies where truth.json says" in text) == ("url" in record)
     assert written(run) == FIGURES

@@ -146,3 +146,24 @@ def test_a_table_survives_json_to_the_last_bit() -> None:
     ):
         with pytest.raises((ValueError, TypeError, KeyError)):
             WaveTable.from_json(good | spoilt)
+
+
+def test_a_chunk_that_is_filled_stays_as_it_was_filled(tmp_path) -> None:
+    url = tmp_path / "holed.ome.zarr"
+    save_image(xr.DataArray(voxels(), dims=tuple("tcyx")), url, chunks=(1, 1, 16, 32), shards=None, levels=1)
+    whole = corrected_image(open_image(url), table()).values
+    absent = sorted((url / "0" / "c" / "1" / "0").rglob("*"))
+    assert absent
+    for path in absent:
+        if path.is_file():
+            path.unlink()
+    for image in (open_image(url, missing="fill"), open_image(url, missing="fill")[:, :, 3:, 5:]):
+        corrected = corrected_image(image, table())
+        expected = whole[:, :, -corrected.shape[2] :, -corrected.shape[3] :].copy()
+        found = corrected.values
+        np.testing.assert_array_equal(found[1, 0], 0)
+        if image.shape[2:] == SHAPE[2:]:
+            expected[1, 0] = 0
+            np.testing.assert_array_equal(found, expected)
+        part = reader_of(corrected).read(Box((1, 0, 7, 9), (2, 2, 50, 60)))
+        np.testing.assert_array_equal(part, found[1:2, :, 7:50, 9:60])

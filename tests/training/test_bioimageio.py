@@ -109,6 +109,13 @@ def test_raw_in_gives_what_denoise_gives(name: str, tmp_path: Path, core: Any) -
     assert np.abs(blocked[inside] - expected[inside]).max() <= 1e-4 * expected.std()
 
 
+def test_the_package_says_that_it_leaves_periodic_lines_in(tmp_path: Path) -> None:
+    for periodic in ((), ((0.0, 0.125),)):
+        with zipfile.ZipFile(ours(2, periodic=periodic).export_bioimageio(tmp_path / "a")) as package:
+            text = package.read("README.md").decode()
+        assert ("(0, 0.125) cycles per pixel" in text) == bool(periodic)
+
+
 def test_the_package_holds_no_code_of_ours_and_is_the_same_each_time(tmp_path: Path) -> None:
     denoiser = ours(2)
     with zipfile.ZipFile(denoiser.export_bioimageio(tmp_path / "a")) as package:

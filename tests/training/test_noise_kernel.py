@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from denoizarr.errors import BadRequest, ImageNotFound, MetadataError
+from denoizarr.errors import BadRequest, ImageNotFound, MetadataError, ModelError
 from denoizarr.training.kernel_file import as_mask
 from denoizarr.training.noise_kernel import NoiseKernel, extract_noise_kernel
 from denoizarr.training.structure import StructuralNoiseExtractor
@@ -31,7 +31,11 @@ def network(
         tiles.append(tile.shape)
         return change(tile)
 
-    return SimpleNamespace(halo=(halo,) * axes, stride=(4,) * axes, channels=1, run_tile=run_tile), tiles
+    found = SimpleNamespace(
+        axes="zyx"[-axes:], halo=(halo,) * axes, stride=(4,) * axes, channels=1, run_tile=run_tile
+    )
+    found.with_centre = lambda _: found
+    return found, tiles
 
 
 def dense_scene() -> np.ndarray:
@@ -69,6 +73,26 @@ def test_auto_asks_stage_1_where_the_raw_image_cannot_tell() -> None:
     assert (neither.source, bool(neither.note)) == ("extractor", True)
     raw = extract_noise_kernel(scene + rows, mask_source="extractor", denoiser=denoiser)  # type: ignore[arg-type]
     assert raw.is_single_pixel
+
+
+def test_stage_1_is_measured_without_what_it_keeps_of_a_voxel_itself() -> None:
+    image = noise((320, 320), ROW)
+    denoiser, tiles = network(lambda tile: tile)
+    kept, of_kept = network(lambda tile: tile)
+    kept.with_centre = lambda centre: denoiser if centre is None else kept
+    extract_noise_kernel(image, mask_source="stage1", denoiser=kept)  # type: ignore[arg-type]
+    assert tiles
+    assert not of_kept
+
+
+def test_a_model_of_other_axes_or_channels_is_refused() -> None:
+    volumes, _ = network(lambda tile: tile, axes=3)
+    with pytest.raises(ModelError, match="axes yx"):
+        extract_noise_kernel(noise((320, 320), ROW), denoiser=volumes)  # type: ignore[arg-type]
+    planes, _ = network(lambda tile: tile)
+    planes.channels = 2
+    with pytest.raises(ModelError, match="channels"):
+        extract_noise_kernel(noise((320, 320), ROW), mask_source="stage1", denoiser=planes)  # type: ignore[arg-type]
 
 
 def test_a_network_of_volumes_is_asked_for_few_columns() -> None:
@@ -147,6 +171,14 @@ def test_version_1_is_read(tmp_path: Path) -> None:
     (tmp_path / "kernel.json").write_text(json.dumps({**data, "version": 1}))
     kernel = NoiseKernel.load(tmp_path / "kernel.json")
     assert (kernel.windows, kernel.windows_drawn, kernel.settings) == (30, 0, {})
+
+
+def test_a_number_beyond_all_bounds_is_refused(tmp_path: Path) -> None:
+    NoiseKernel.from_mask([[1]]).save(tmp_path / "kernel.json")
+    data = json.loads((tmp_path / "kernel.json").read_text())
+    (tmp_path / "kernel.json").write_text(json.dumps({**data, "windows": float("inf")}))
+    with pytest.raises(BadRequest, match=r"not valid at .*kernel\.json"):
+        NoiseKernel.load(tmp_path / "kernel.json")
 
 
 def test_a_volume_survives_its_file(tmp_path: Path) -> None:

@@ -136,6 +136,14 @@ def test_a_setting_of_rings_alone_chooses_rings_or_is_refused(name: str) -> None
         StructuralNoiseExtractor("significance", **{name: DOCUMENTED[name]})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"center_size": 5.5}, {"max_true_pixels": 2.5}, {"minimum_windows": 20.5}, {"adapt_DF": np.inf}]
+)
+def test_what_is_counted_is_a_whole_number(wrong: dict[str, float]) -> None:
+    with pytest.raises(BadRequest, match=next(iter(wrong))):
+        RingsSettings(**wrong)  # type: ignore[arg-type]
+
+
 def test_shared_settings_choose_nothing() -> None:
     assert StructuralNoiseExtractor(center_size=11, max_true_pixels=5).method == "significance"
     assert StructuralNoiseExtractor("rings", max_true_pixels=5).settings.max_true_pixels == 5

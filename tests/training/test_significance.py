@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,8 +146,10 @@ def test_windows_of_volumes_are_cut_in_four_where_there_are_few() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"center_size": 4}, {"floor": 0.0}, {"false_alarm": 1.0}, {"minimum_windows": 2}]
-)
-def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    "wrong",
+    [{"center_size": 4}, {"floor": 0.0}, {"false_alarm": 1.0}, {"minimum_windows": 2}, {"floor": "much"},
+     {"center_size": 5.5}, {"max_true_pixels": "all"}, {"max_true_pixels": 2.5}, {"minimum_windows": 20.5}],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(BadRequest, match=next(iter(wrong))):
-        SignificanceSettings(**wrong)  # type: ignore[arg-type]
+        SignificanceSettings(**wrong)

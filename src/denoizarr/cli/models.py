@@ -26,7 +26,7 @@ def train(
         typer.Option(help="What to learn to predict, one for each image: supervised, or Noise2Noise."),
     ] = None,
     kernel: Annotated[
-        str | None, typer.Option(help="A noise kernel (.json or .npy) to hide: structN2V.")
+        str | None, typer.Option(help="A noise kernel to hide (.json of extract-mask, or .npy): structN2V.")
     ] = None,
     patch_size: Annotated[
         str | None,
@@ -56,6 +56,10 @@ def train(
     periodic: Annotated[
         str, typer.Option(help="Take lines that run through whole images out first: auto or off.")
     ] = "auto",
+    use_centre: Annotated[
+        bool,
+        typer.Option(help="Give a pixel's own value the weight that it is worth, measured after training."),
+    ] = True,
     precision: Annotated[str, typer.Option(help="Of the steps: auto, float32 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
     checkpoint: Annotated[
@@ -71,6 +75,8 @@ def train(
     """Train on noisy images, or on images and targets; run again to resume where it was stopped.
 
     On several GPUs: `torchrun --standalone --nproc-per-node 2 -m denoizarr.cli train ...`
+
+    Where pixels share noise: `denoizarr train stack.ome.zarr --kernel kernel.json --out model.safetensors`
 
     Example: `denoizarr train stack.ome.zarr --out model.safetensors`
     """
@@ -100,6 +106,7 @@ def train(
             n2v2=n2v2,
             early_stopping=early_stopping,
             seed=seed,
+            use_centre=use_centre,
             precision=precision,  # type: ignore[arg-type]  # the options check it and say what it may be
             device=device,
         ),

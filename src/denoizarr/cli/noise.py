@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +21,10 @@ def extract_mask(
     ] = None,
     mask_source: Annotated[
         str,
-        typer.Option(help="extractor: the raw image; stage1: what --model makes of it; auto."),
+        typer.Option(
+            help="extractor: the raw image; stage1: what --model makes of it; auto: the raw image, and "
+            "stage1 where that cannot tell noise from structure and there is a model."
+        ),
     ] = "auto",
     model: Annotated[str | None, typer.Option(help="A model of stage 1, for stage1 and auto.")] = None,
     method: Annotated[
@@ -50,6 +54,8 @@ def extract_mask(
     debug: Debug = False,
 ) -> None:
     """The shape of structured noise: which pixels around a pixel share its noise, measured from the image.
+
+    It is for `denoizarr train --kernel`, or for `mask_file_path` in a job, which else measures its own.
 
     Example: `denoizarr extract-mask stack.ome.zarr --out kernel.json --plot kernel.png`
     """
@@ -83,7 +89,14 @@ def extract_mask(
         if others:
             figure = compare_masks(kernel, *others.values(), labels=["measured", *others])
         locations.put(plot, png_of(figure))
-    say(kernel.in_words(), {"kernel": out, **kernel.facts()}, as_json)
+    lines = [kernel.in_words(), f"saved in {out}" if plot is None else f"saved in {out}, drawn in {plot}"]
+    if not kernel.is_single_pixel:
+        patch = ["--patch-size", "16,64,64"] if kernel.mask.ndim == 3 else []
+        given = [*url, "--kernel", out, *patch, "--out", "model.safetensors"]
+        lines.append(f"next: denoizarr train {shlex.join(given)}")
+    elif not kernel.note:
+        lines.append("there is nothing to hide beside the pixel itself: train without --kernel")
+    say("\n".join(lines), {"kernel": out, **kernel.facts()}, as_json)
 
 
 def _settings(given: list[str]) -> dict[str, Any]:
@@ -93,6 +106,11 @@ def _settings(given: list[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise typer.BadParameter(f"got {text!r}, expected NAME=VALUE", param_hint="--set")
+        if name.strip() in ("method", "center_size", "max_true_pixels"):
+            own = name.strip().replace("_", "-")
+            raise typer.BadParameter(
+                f"got {text!r}, which has an option of its own: --{own}", param_hint="--set"
+            )
         settings[name.strip()] = _value(value.strip())
     return settings
 

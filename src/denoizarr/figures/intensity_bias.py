@@ -57,8 +57,11 @@ def bias_by_intensity(truth: Any, output: Any, bins: int = 32) -> IntensityBias:
     Returns
     -------
     IntensityBias
-        Bins of the truth, not of the output: among pixels chosen for a bright output, chance has made the
-        output bright, and a perfect denoiser would look biased.
+        Bins of the truth: how dark or bright what truly has one brightness came out. This counts what is
+        lost of small bright structures too, which noise hides from any denoiser: even the best possible one
+        (the mean of all that the noise leaves possible) draws rare intensities towards common ones. Whether
+        a mean of *output* values can be believed is another question, of bins of the output; there the best
+        possible one has no bias, and the report asks it without a truth, by the mean of what was removed.
 
     Raises
     ------
@@ -117,9 +120,10 @@ def bias_figure(found: IntensityBias, *, title: str = "Are intensities kept?") -
     """Draw what :func:`bias_by_intensity` found; returns and axes as :func:`intensity_bias`."""
     caption = (
         "Above: output minus truth, averaged over all pixels of one true brightness; noise cancels there, so "
-        "what is left is bias. Below zero at the bright end: bright structures came out too dark, as blur "
-        f"makes them. Dashed: one per cent of the truth's range. Hollow: under {_FEW} pixels, perhaps beyond "
-        "the frame. Below: how many pixels that is."
+        "what is left is bias. Below zero at the bright end: bright structures came out too dark. Blur does "
+        "that, and any denoiser does some of it to what is small and rare. Dashed: one per cent of the "
+        f"truth's range. Hollow: under {_FEW} pixels, perhaps beyond the frame. Below: how many pixels that "
+        "is."
     )
     figure = canvas.new_canvas(title, caption, width=11, height=6.2)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.4, 1))

@@ -19,6 +19,9 @@ from denoizarr.figures import canvas
 # From nearly white to a grey on which the outline and the dot are still seen.
 _KERNEL_COLOURS = LinearSegmentedColormap.from_list("kernel", ("#f0f0f0", "#9e9e9e"))
 
+# Lags to each side over which the standard error is taken as one.
+_NEIGHBOURHOOD = 8
+
 
 def noise_kernel_figure(
     mask: Any,
@@ -65,9 +68,7 @@ def noise_kernel_figure(
     floor = None
     if z_scores is not None:
         scores = fitted(_centred(z_scores, "z-scores").astype(np.float64), correlation.shape, fill=np.nan)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            floor = z_threshold * np.abs(correlation / scores)
-        floor[~np.isfinite(floor)] = np.nan
+        floor = z_threshold * _standard_errors(correlation, scores, hidden)
 
     caption = _caption(volume, floor is not None, z_threshold)
     figure = canvas.new_canvas(title, caption, width=11, height=8.2)
@@ -90,6 +91,24 @@ def noise_kernel_figure(
     _section(panels[1, 1], correlation, hidden, floor, axis=0, limit=limit)
     canvas.colour_bar(figure, picture, panels[0, 0], "correlation (centre left out)")
     return figure
+
+
+def _standard_errors(correlation: np.ndarray, scores: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Return the standard error of every lag; NaN where nothing was tested.
+
+    It changes slowly with the lag. A single quotient of two numbers near zero, measured at different
+    frequencies, does not: beside the kernel it is the median over the neighbourhood.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        own = np.abs(correlation / scores)
+    own[~np.isfinite(own)] = np.nan
+    width = 2 * _NEIGHBOURHOOD + 1
+    beside = np.pad(np.where(hidden, np.nan, own), _NEIGHBOURHOOD, constant_values=np.nan)
+    around = np.lib.stride_tricks.sliding_window_view(beside, (width, width)).reshape(*own.shape, -1)
+    known = np.isfinite(around).any(axis=-1)
+    typical = np.full(own.shape, np.nan)
+    typical[known] = np.nanmedian(around[known], axis=-1)
+    return np.where(hidden, own, typical)
 
 
 def correlation_map(axes: Axes, correlation: np.ndarray, hidden: np.ndarray, *, limit: float) -> Any:
@@ -319,7 +338,13 @@ def _caption(volume: np.ndarray, floor_known: bool, z_threshold: float) -> str:
             "the plane of the predicted one. "
         )
     if int(volume.sum()) == 1:
-        meaning += "Here no other pixel was found to share noise, so only the pixel itself is hidden. "
+        meaning += (
+            "Here no other pixel was found to share noise, or not enough of it to be worth hiding, so only "
+            "the pixel itself is hidden. "
+        )
     if floor_known:
-        meaning += f"Grey band: what chance alone could give ({z_threshold:.2g} standard errors)."
+        meaning += (
+            f"Grey band: what chance alone could give ({z_threshold:.2g} standard errors). A blue dot beyond "
+            "it is correlated, but too little to be worth hiding, or not surely noise."
+        )
     return meaning.strip()

@@ -292,7 +292,7 @@ def _caption(any_marks: bool, expected: bool) -> str:
 
 
 _PROFILE_CAPTION = (
-    "Left: averaged over many pixels of one brightness, noise cancels; a line that leaves zero at the bright "
-    "end means that bright structures were dimmed (above zero) or inflated (below). Right: the spread should "
-    "be that of the noise; more means lost signal, less means noise left."
+    "Left: averaged over all pixels to which the result gives one brightness, noise cancels. Where the line "
+    "lies above zero, the result is too dark on average, below zero too bright. Right: the spread should be "
+    "that of the noise; more means lost signal, less means noise left."
 )

@@ -48,12 +48,7 @@ def begin_output(layout: OutputLayout, identity: dict[str, Any], *, overwrite: b
     beside = ledger_url(layout.url)
     if overwrite:
         _clear(layout.url, beside)
-    if locations.exists(layout.url) and not Ledger.is_begun(beside):
-        raise OutputExists(
-            "something lies at the destination already",
-            where=locations.redact(layout.url),
-            remedy="choose another destination or pass overwrite",
-        )
+    check_free(layout.url)
     ledger = Ledger.claim(beside, {"output": layout.identity(), **identity})
     group = _group_of(layout)
     with locations.translated(layout.url):
@@ -67,6 +62,21 @@ def begin_output(layout: OutputLayout, identity: dict[str, Any], *, overwrite: b
         for level in lacking:
             create_array(group, layout, level)
     return ledger
+
+
+def check_free(destination: str) -> None:
+    """Refuse a destination where something lies that no ledger vouches for.
+
+    Raises
+    ------
+    OutputExists
+    """
+    if locations.exists(destination) and not Ledger.is_begun(ledger_url(destination)):
+        raise OutputExists(
+            "something lies at the destination already",
+            where=locations.redact(destination),
+            remedy="choose another destination or pass overwrite",
+        )
 
 
 def _group_of(layout: OutputLayout) -> zarr.Group:

@@ -160,7 +160,7 @@ def kept_waves(url: str, reader: ImageReader, frequencies: Sequence[Frequency]) 
     try:
         data = records.read_json(url)
         table = WaveTable.from_json(data)
-    except (ImageNotFound, MetadataError, KeyError, TypeError, ValueError):
+    except (ImageNotFound, MetadataError, KeyError, TypeError, ValueError, OverflowError):
         return None
     same = data.get("image") == digest(reader.identity) and table.frequencies == tuple(frequencies)
     return table if same else None

@@ -80,7 +80,7 @@ def images_of_record(
         entries = record["images"] if periods else []
         tables = [WaveTable.from_json(entry) for entry in entries]
         measured_on = [str(entry["image"]) for entry in entries]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _spoilt(str(error)) from error
     if not periods:
         return tuple(images), ()

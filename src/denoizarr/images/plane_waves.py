@@ -23,13 +23,16 @@ from denoizarr.stores.sources import Array, ImageReader
 
 # What is read at once; and rows, so that bands of small chunks are no crumbs.
 _PIECE_BYTES = 64 * 2**20
-# What all threads keep together.
-_SUMS_BYTES = 512 * 2**20
+# What all threads keep together, and what one group of planes keeps where it can be cut.
+_SUMS_BYTES, _GROUP_BYTES = 512 * 2**20, 128 * 2**20
 _LEAST_ROWS = 256
 
 
 def measure_waves(reader: ImageReader, frequencies: Sequence[Frequency], *, client: Any = None) -> WaveTable:
-    """Fit waves near some frequencies to every plane of an image; every chunk is read once.
+    """Fit waves near some frequencies to every plane of an image.
+
+    Every chunk is read once; those of more planes than can be measured together in bounded memory, as of deep
+    chunks of a huge plane, once for each group of planes.
 
     Parameters
     ----------
@@ -53,7 +56,7 @@ def measure_waves(reader: ImageReader, frequencies: Sequence[Frequency], *, clie
     if not frequencies or any(cell_edges(n) is None for n in plane):
         return WaveTable(tuple(frequencies), leading, b"")
     wanted = tuple(frequencies)
-    boxes = list(_leading_boxes(reader))
+    boxes = list(_leading_boxes(reader, max(_GROUP_BYTES // _sums_bytes(plane, len(wanted)), 1)))
     if client is not None and reader.source is not None and len(boxes) > 1:
         calls = RemoteCalls(client, min(threads_of(client) + 1, 16))
         try:
@@ -72,9 +75,13 @@ def measure_waves(reader: ImageReader, frequencies: Sequence[Frequency], *, clie
 
 def _threads(boxes: Sequence[Box], plane: Sequence[int], frequencies: int) -> int:
     """Return how many groups of planes are measured at a time: their sums are bounded, too."""
-    cells = prod(len(edges) for n in plane if (edges := cell_edges(n)) is not None)
-    sums_bytes = max(box.size for box in boxes) * cells * (frequencies + 1) * 4 * 16
+    sums_bytes = max(box.size for box in boxes) * _sums_bytes(plane, frequencies)
     return max(1, min(usable_cores(), len(boxes), _SUMS_BYTES // (sums_bytes + 2 * _PIECE_BYTES)))
+
+
+def _sums_bytes(plane: Sequence[int], frequencies: int) -> int:
+    cells = prod(len(edges) for n in plane if (edges := cell_edges(n)) is not None)
+    return cells * (frequencies + 1) * 4 * 16
 
 
 def _same(part: Array) -> Array:
@@ -95,12 +102,15 @@ def _measured(reader: ImageReader, frequencies: tuple[Frequency, ...], leading: 
     return np.array(waves).reshape(*leading.shape, len(frequencies), 4)
 
 
-def _leading_boxes(reader: ImageReader) -> Iterator[Box]:
-    """Yield the boxes of planes that lie in the same chunks: read together, a chunk is decoded once."""
+def _leading_boxes(reader: ImageReader, most: int) -> Iterator[Box]:
+    """Yield boxes of planes, ``most`` at a time, that lie in the same chunks: these are decoded once."""
     parts = []
     for n, chunk, offset in zip(reader.shape[:-2], reader.chunks[:-2], reader.offset[:-2], strict=True):
         edges = [0, *range(chunk - offset, n, chunk), n]
-        parts.append([(a, b) for a, b in pairwise(edges) if b > a])
+        step = min(chunk, most)
+        most = max(most // step, 1)
+        spans = ((a, b) for a, b in pairwise(edges) if b > a)
+        parts.append([(at, min(at + step, b)) for a, b in spans for at in range(a, b, step)])
     for bounds in product(*parts):
         yield Box(tuple(a for a, _ in bounds), tuple(b for _, b in bounds))
 

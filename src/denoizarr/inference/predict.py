@@ -14,7 +14,7 @@ import xarray as xr
 
 from denoizarr.engine.cluster import usable_cores
 from denoizarr.engine.summary import RunSummary, added
-from denoizarr.images.output import ledger_url
+from denoizarr.images.output import check_apart, check_free, ledger_url
 from denoizarr.images.periodic import keep_waves, kept_waves
 from denoizarr.images.plane_waves import measure_waves
 from denoizarr.images.write import ImageJob, write_image
@@ -141,7 +141,10 @@ def _predict_one(
 ) -> RunSummary:
     planned = plan_prediction(model, image, destination, **layout_options)
     waves_url = locations.join(ledger_url(planned.layout.url), _WAVES)
-    lines = _waves_of(model, planned, None if overwrite else waves_url, client)
+    lines = _waves_of(model, planned, waves_url, client, overwrite)
+    if lines is not None and not lines.numbers:
+        text = "%s: the model's periodic lines are left in: too few pixels along y or x to measure them"
+        _LOG.warning(text, planned.reader.name)
     if lines is not None and not lines.is_empty:
         planned = plan_prediction(model, corrected_image(image, lines), destination, **layout_options)
     for warning in planned.warnings:
@@ -199,7 +202,9 @@ def _keep(model: Denoiser, url: str, waves_url: str, reader: ImageReader, lines:
         keep_waves(waves_url, reader, lines)
 
 
-def _waves_of(model: Denoiser, planned: Prediction, url: str | None, client: Any) -> WaveTable | None:
+def _waves_of(
+    model: Denoiser, planned: Prediction, url: str, client: Any, overwrite: bool
+) -> WaveTable | None:
     """Return the image's periodic lines: as an earlier run of this job measured them, or measured now.
 
     None where the model knows of none, or the image is less its lines already.
@@ -207,8 +212,12 @@ def _waves_of(model: Denoiser, planned: Prediction, url: str | None, client: Any
     reader = planned.reader
     if not model.periodic or reader.uncorrected is not None:
         return None
-    known = None if url is None else kept_waves(url, reader, model.periodic)
+    known = None if overwrite else kept_waves(url, reader, model.periodic)
     if known is not None:
         return known
+    # Refused here, before a pass over the whole image, and not only after it.
+    check_apart(planned.layout.url, reader.urls)
+    if not overwrite:
+        check_free(planned.layout.url)
     _LOG.info("%s: measuring periodic lines", reader.name)
     return measure_waves(reader, model.periodic, client=client)

@@ -108,6 +108,7 @@ def plan_prediction(
     chunks: Sequence[int] | None = None,
     shards: Sequence[int] | None = None,
     levels: int | None = None,
+    may_lose_lines: bool = False,
 ) -> Prediction:
     """Check a prediction and say what it will cost; reads metadata only.
 
@@ -120,6 +121,9 @@ def plan_prediction(
         Per worker process (per thread where there is no cluster).
     tile_shape, dtype, ome_version, chunks, shards, levels
         As in ``predict``.
+    may_lose_lines : bool
+        Whether periodic lines may be taken out of the image, which is read as float32 then; it is known of a
+        model that knows of some.
 
     Raises
     ------
@@ -149,7 +153,10 @@ def plan_prediction(
     )
     grid = layout.levels[0].write_units
     first = grid.box(0)
-    tile, peak = _tile_that_fits(denoiser, reader, first, kept, parse_bytes(memory_limit), tile_shape)
+    limit = parse_bytes(memory_limit)
+    tile, peak = _tile_that_fits(
+        denoiser, reader, first, kept, limit, tile_shape, may_lose_lines or bool(denoiser.periodic)
+    )
     planes = prod(reader.shape[:-n])
     spatial = reader.shape[-n:]
     inner = tuple(min(a, b) for a, b in zip(tile, first.shape[-n:], strict=True))
@@ -267,14 +274,17 @@ def _tile_that_fits(
     dtype: np.dtype[Any],
     limit_bytes: int,
     asked: Sequence[int] | None,
+    may_lose_lines: bool,
 ) -> tuple[tuple[int, ...], int]:
     """Return the tile and the projected peak: the largest tile under the limit recomputes least."""
     n = len(denoiser.halo)
     spatial = reader.shape[-n:]
-    block_read = _read_size(denoiser, block, spatial, n) * reader.dtype.itemsize
+    # Less its lines an image is float32, and while it is made so, it is there as it is stored, too.
+    itemsize = max(reader.dtype.itemsize, reader.stored_dtype.itemsize, 4 if may_lose_lines else 0)
+    block_read = _read_size(denoiser, block, spatial, n) * itemsize
     # Raw voxels, result, what is read back to check it, and the encoded shard; while reading, a chunk of the
     # input is there encoded, decoded and copied.
-    chunk_bytes = prod(reader.chunks) * reader.dtype.itemsize
+    chunk_bytes = prod(reader.chunks) * itemsize
     around = BASE_BYTES + 2 * block_read + 4 * block.size * dtype.itemsize + 3 * chunk_bytes
 
     def peak(tile: tuple[int, ...]) -> int:

@@ -45,10 +45,12 @@ _CLOSEST = 0.25
 def pair_lags(kernel: Kernel) -> list[tuple[int, ...]]:
     """Return the nearest lags, one of each pair of opposites, at which noise is not a pixel's own."""
     reach = [n // 2 + 1 for n in kernel.shape]
+    backwards = (slice(None, None, -1),) * kernel.ndim
     candidates = [
         lag
         for lag in product(*(range(-r, r + 1) for r in reach))
-        if lag > (0,) * len(lag) and not _holds(kernel, lag)
+        # Either way: what one pixel shares with another, that one shares with it.
+        if lag > (0,) * len(lag) and not _holds(kernel, lag) and not _holds(kernel[backwards], lag)
     ]
     nearest = min(sum(step**2 for step in lag) for lag in candidates)
     return [lag for lag in candidates if sum(step**2 for step in lag) == nearest]
@@ -94,7 +96,8 @@ def fit_centre_weights(first: Floats, second: Floats, level: Floats) -> tuple[Fl
         both, squares = first[part] * second[part], 0.5 * (first[part] ** 2 + second[part] ** 2)
         total += [len(part), level[part].sum(), both.sum(), squares.sum()]
         count, mean, noise = total[0], total[1] / total[0], np.sqrt(total[3] / total[0])
-        if count >= fewest and mean - apart >= _CLOSEST * noise:
+        # Where nothing is noisy, as in a saturated area, levels could be one in the float32 of a network.
+        if count >= fewest and mean - apart >= _CLOSEST * noise and np.float32(mean) > np.float32(apart):
             levels.append(mean)
             weights.append(total[2] / max(total[3], 1e-300))
             total, apart = np.zeros(4), mean
@@ -114,7 +117,8 @@ def keep_centres(noisy: Tensor, predicted: Tensor, levels: Tensor, weights: Tens
     """
     above = torch.bucketize(predicted, levels).clamp(1, levels.shape[0] - 1)
     low, high = levels[above - 1], levels[above]
-    part = ((predicted - low) / (high - low)).clamp(0, 1)
+    # Levels that are one after scaling divide by next to nothing, not by zero.
+    part = ((predicted - low) / (high - low).clamp_min(torch.finfo(levels.dtype).tiny)).clamp(0, 1)
     weight = torch.lerp(weights[above - 1], weights[above], part)
     return predicted + weight * (noisy - predicted)
 

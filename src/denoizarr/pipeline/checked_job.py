@@ -94,7 +94,13 @@ def check_job(job: JobConfig) -> CheckedJob:
         check_center_size(job.extractor.extractor(), images)
     network = _untrained(stage2 or stage1, _channels(images[0]))
     predictions = tuple(
-        plan_prediction(network, image, destination_of(job, names, name), **output_options(job))
+        plan_prediction(
+            network,
+            image,
+            destination_of(job, names, name),
+            may_lose_lines=job.periodic != "off",
+            **output_options(job),
+        )
         for image, name in zip(images, names, strict=True)
     )
     checked = CheckedJob(job, images, targets, names, stage1, stage2, kernel, looks, predictions)

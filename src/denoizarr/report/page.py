@@ -14,6 +14,7 @@ import jinja2
 import numpy as np
 import yaml
 
+from denoizarr.errors import BadRequest
 from denoizarr.figures.intensity_bias import IntensityBias, bias_by_intensity
 from denoizarr.stores import locations
 from denoizarr.stores.records import read_json
@@ -153,7 +154,10 @@ def _bias(folder: RunFolder, planes: Planes) -> IntensityBias | None:
 def _named(folder: RunFolder, record: str) -> str:
     """Return the URL that a record names; a relative one counts from the run folder."""
     url = str(read_json(record)["url"])
-    return url if "://" in url else locations.join(folder.url, url)
+    named = url if "://" in url else locations.join(folder.url, url)
+    if not locations.exists(named):
+        raise BadRequest("nothing lies where truth.json says", where=locations.redact(named))
+    return named
 
 
 def _page(

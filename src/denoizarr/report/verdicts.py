@@ -21,6 +21,7 @@ from .run_folder import number_in
 NOTABLE_LEFT = 0.03
 _LARGE_BIAS = 0.01
 _TINY = 0.001
+_KEEP_MORE = " Longer training, a smaller kernel or stage 1 alone may keep more."
 
 
 def correlation_sentences(found: Diagnostics) -> list[str]:
@@ -203,9 +204,12 @@ def diagnostic_doubts(found: Diagnostics, kernel: NoiseKernel | None) -> list[st
     doubts = []
     if found.loss is not None and found.loss.reading == "signal is being removed":
         share = words.percent(found.loss.share)
+        # What no linear filter could keep is no reason to train for longer.
+        fainter = np.isfinite(found.loss.floor) and found.loss.share <= found.loss.floor
+        advice = _context(found.loss) if fainter else _KEEP_MORE
         doubts.append(
-            f"Signal is being removed: {share} of the local contrast of structures is in the residual. "
-            "Longer training, a smaller kernel or stage 1 alone may keep more."
+            f"Signal is being removed: {share} of the local contrast of structures is in the residual."
+            f"{advice}"
         )
     left = found.left
     # Without a direction it is an upper bound: what is left may be smooth, and no fault.

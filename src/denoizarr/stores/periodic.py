@@ -6,10 +6,10 @@ amplitudes and phases for every plane; so neither chunks nor blocks nor workers 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 from typing import Any
 
@@ -167,6 +167,10 @@ def _corrected(base: ImageReader, table: WaveTable) -> ImageReader:
         for at in product(*(range(n) for n in box.shape[:lead])):
             waves = table.waves(tuple(a + i for a, i in zip(box.start[:lead], at, strict=True)))
             less_waves(raw[at], waves, plane, box.start[lead:], result[at])
+        if getattr(base.source, "missing", "error") == "fill":
+            for part in _absent_parts(base, box):  # what is not there has no lines
+                there = part.relative_to(box.start).slices
+                result[there] = raw[there]
         return result
 
     reader = ImageReader(
@@ -187,6 +191,20 @@ def _corrected(base: ImageReader, table: WaveTable) -> ImageReader:
     )
     reader.uncorrected, reader.periodic = base, table.frequencies
     return reader
+
+
+def _absent_parts(base: ImageReader, box: Box) -> Iterator[Box]:
+    """Yield the parts of a box that lie in chunks which the store lacks."""
+    if not base.absent_in(box):
+        return
+    spans = []
+    for start, stop, chunk, offset in zip(box.start, box.stop, base.chunks, base.offset, strict=True):
+        first = start - (start + offset) % chunk + chunk
+        spans.append(list(pairwise([start, *range(first, stop, chunk), stop])))
+    for bounds in product(*spans):
+        part = Box(tuple(a for a, _ in bounds), tuple(b for _, b in bounds))
+        if base.absent_in(part):
+            yield part
 
 
 def _corrected_of(base: Carried, table: WaveTable) -> ImageReader:

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from denoizarr.errors import BadRequest
 from denoizarr.geometry.grids import round_up
 from denoizarr.kernels.centre_weights import keep_centres
+from denoizarr.kernels.waves import Frequency
 from denoizarr.stores import locations
 
 from .model_header import PixelSize
@@ -59,6 +60,7 @@ class Model(Protocol):
     normalisation: Normalisation
     target_normalisation: Normalisation | None
     blind_spot: NDArray[np.bool_]
+    periodic: tuple[Frequency, ...]
     module: nn.Module
     kept: list[tuple[Tensor, Tensor]]
     digest: str
@@ -289,6 +291,7 @@ def _readme(denoiser: Model) -> str:
         "Raw intensities go in, denoised raw intensities come out.",
         f"Along {', '.join(denoiser.axes)}: halo {denoiser.halo}, stride {denoiser.stride} voxels.",
         f"Trained on patches of {denoiser.patch_size} voxels. Pixel size: {', '.join(sizes) or 'unknown'}.",
+        *_lines_left(denoiser),
         "",
         "## Validation",
         "",
@@ -296,6 +299,18 @@ def _readme(denoiser: Model) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _lines_left(denoiser: Model) -> list[str]:
+    """Return what a user of the package has to know of a model that takes periodic lines out."""
+    if not denoiser.periodic:
+        return []
+    found = ", ".join(f"({fy:.5g}, {fx:.5g})" for fy, fx in denoiser.periodic)
+    text = (
+        f"Trained on images less their periodic lines, at frequencies (y, x) of {found} cycles per pixel. "
+        "This package does not take lines out: do so before, or use denoizarr."
+    )
+    return [text]
 
 
 def _npy(array: NDArray[Any]) -> bytes:

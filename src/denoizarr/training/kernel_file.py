@@ -178,7 +178,7 @@ class NoiseKernel:
                 **{name: kind(data[name]) for name, kind in _PLAIN.items()},
                 **{name: kind(data.get(name, 0)) for name, kind in _NEW.items()},
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             got = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise BadRequest("the noise kernel's file is not valid", where=where, got=got) from error
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from denoizarr.errors import BadRequest, EmptyIndex
+from denoizarr.errors import BadRequest, EmptyIndex, ModelError
 from denoizarr.stores.images import ImageLike, as_images, reader_of
 
 from .kernel_file import NoiseKernel
@@ -49,8 +49,9 @@ def extract_noise_kernel(
     """Measure how far the noise of an image is correlated.
 
     Windows are drawn over the whole image (one site from each of 256 equal parts, by ``seed``), and the
-    extractor keeps the flattest that agree. Where structure is everywhere, the differences of neighbouring
-    planes are tried: structure changes little from plane to plane, noise is drawn anew.
+    extractor takes those, and the frequencies, that agree on noise. Where structure is everywhere, the
+    differences of neighbouring planes are tried: structure changes little from plane to plane, noise is
+    drawn anew.
 
     Parameters
     ----------
@@ -87,12 +88,16 @@ def extract_noise_kernel(
         There are fewer windows that vary than the extractor needs, 20 by default.
     BadRequest
         The source is unknown or lacks its denoiser, or the index is of another image.
+    ModelError
+        The denoiser is for other axes or channels than an image has.
     """
     _check_source(mask_source, denoiser)
     images = as_images(image)
     if index is not None:
         index.check_image(images)
     readers = [reader_of(one) for one in images]
+    if denoiser is not None and mask_source != "extractor":
+        _check_denoiser(denoiser, readers)
     extractor = extractor or StructuralNoiseExtractor()
     side = _side_of(readers)
     sites = draw_sites(readers, side, index, seed)
@@ -204,6 +209,25 @@ def _check_source(mask_source: str, denoiser: Denoiser | None) -> None:
         raise BadRequest("unknown mask_source", got=repr(mask_source), expected=expected, remedy=remedy)
     if mask_source == "stage1" and denoiser is None:
         raise BadRequest('mask_source "stage1" needs the denoiser of stage 1', remedy="pass denoiser=")
+
+
+def _check_denoiser(denoiser: Denoiser, readers: Sequence[ImageReader]) -> None:
+    for reader in readers:
+        if "".join(reader.dims[-len(denoiser.axes) :]) != denoiser.axes:
+            raise ModelError(
+                "the model needs axes that the image does not have",
+                where=reader.name,
+                got=f"an image of axes {''.join(reader.dims)}",
+                expected=f"one that ends in {denoiser.axes}",
+            )
+        channels = reader.shape[reader.dims.index("c")] if "c" in reader.dims else 1
+        if denoiser.channels not in (1, channels):
+            raise ModelError(
+                "model and image differ in channels",
+                where=reader.name,
+                got=channels,
+                expected=denoiser.channels,
+            )
 
 
 def _side_of(readers: Sequence[ImageReader]) -> int:

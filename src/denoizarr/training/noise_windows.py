@@ -12,14 +12,11 @@ import numpy as np
 
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import ceil_div
-from denoizarr.geometry.tiling import tile_for
 from denoizarr.kernels.spectrum import find_lines
 from denoizarr.stores.sources import ImageReader
 
 if TYPE_CHECKING:
     from denoizarr.selection.patch_index import PatchIndex
-
-    from .denoiser import Denoiser
 
 Array = np.ndarray[Any, Any]
 
@@ -155,17 +152,6 @@ def _pair_at(site: Site, reader: ImageReader) -> Site | None:
     return Site(site.image, Box(tuple(start), tuple(stop)))
 
 
-def read_denoised(
-    readers: Sequence[ImageReader], sites: Sequence[Site], side: int, denoiser: Denoiser
-) -> Array:
-    """Return what the network makes of the sites, each read with its halo, cut into windows."""
-
-    def read(site: Site) -> Array:
-        return _cut(_denoised(readers[site.image], site.box, denoiser), side)
-
-    return _gather(read, sites, 1)
-
-
 def _gather(read: Callable[[Site], Array], sites: Sequence[Site], threads: int) -> Array:
     # Reading is mostly waiting and decoding; ``map`` keeps the order, so threads change nothing.
     with ThreadPoolExecutor(threads) as pool:
@@ -176,17 +162,3 @@ def _cut(plane: Array, side: int) -> Array:
     rows, columns = plane.shape[0] // side, plane.shape[1] // side
     whole = plane[: rows * side, : columns * side].reshape(rows, side, columns, side)
     return whole.swapaxes(1, 2).reshape(-1, side, side)
-
-
-def _denoised(reader: ImageReader, box: Box, denoiser: Denoiser) -> Array:
-    """Return what the network, of 2 or 3 axes, makes of a box of one plane, read with its halo."""
-    lead = len(box.start) - len(denoiser.halo)
-    shape = reader.shape[lead:]
-    tile = tile_for(Box(box.start[lead:], box.stop[lead:]), shape, denoiser.halo, denoiser.stride)
-    inside = tile.inside(shape)
-    around = reader.read(Box(box.start[:lead] + inside.start, box.stop[:lead] + inside.stop))
-    padded = np.pad(around.reshape(inside.shape), tile.padding(shape), mode="edge")
-    channel = box.start[reader.dims.index("c")] if "c" in reader.dims and denoiser.channels > 1 else 0
-    result = denoiser.run_tile(padded.astype(np.float32), channel)
-    kept = result[tile.valid.relative_to(tile.read.start).slices]
-    return kept.reshape(kept.shape[-2:])

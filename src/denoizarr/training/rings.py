@@ -119,12 +119,15 @@ class RingsSettings:
             ("minimum_windows", 1, np.inf),
         ):
             value = getattr(self, name)
+            whole = name in ("center_size", "max_true_pixels", "minimum_windows")
             if (
                 isinstance(value, bool)
-                or not isinstance(value, int | float)
+                or not isinstance(value, int if whole else int | float)
                 or not lowest <= value <= highest
+                or value == np.inf
             ):
                 expected = f"{lowest:g} or more" if highest == np.inf else f"{lowest:g} to {highest:g}"
+                expected = f"a whole number, {expected}" if whole else expected
                 raise BadRequest(f"bad {name}", where="extractor", got=value, expected=expected)
         for name in (
             "norm_autocorr", "log_autocorr", "crop_autocorr", "adapt_autocorr", "use_center_proximity",

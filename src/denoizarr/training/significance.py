@@ -61,7 +61,7 @@ class SignificanceSettings:
         correlation r a network can predict 2r^2 of the noise: at .07, one hundredth, or 0.04 dB. Hiding them
         for less costs more than it saves.
     relative_floor : float
-        Lags that belong to the kernel reach this share of the strongest one.
+        Lags that belong to the kernel reach this share of the correlated part at lag zero.
     false_alarm : float
         Chance of taking any lag of white noise for significant, all lags together.
     minimum_windows : int
@@ -82,13 +82,20 @@ class SignificanceSettings:
 
     def __post_init__(self) -> None:
         size, pixels = self.center_size, self.max_true_pixels
+        for name, whole in (
+            ("center_size", size),
+            ("max_true_pixels", pixels),
+            ("minimum_windows", self.minimum_windows),
+        ):
+            if whole is not None and (not isinstance(whole, int | np.integer) or isinstance(whole, bool)):
+                raise BadRequest(f"bad {name}", where="extractor", got=repr(whole), expected="a whole number")
         if size is not None and (size < 3 or size % 2 == 0):
             raise BadRequest("bad center_size", where="extractor", got=size, expected="an odd number from 3")
         if pixels is not None and pixels < 1:
             raise BadRequest("bad max_true_pixels", where="extractor", got=pixels, expected="1 or more")
         for name in ("floor", "relative_floor", "false_alarm"):
             share = getattr(self, name)
-            if not 0 < share < 1:
+            if not isinstance(share, int | float | np.number) or not 0 < share < 1:
                 raise BadRequest(f"bad {name}", where="extractor", got=share, expected="between 0 and 1")
         if self.minimum_windows < 3:
             got = self.minimum_windows

@@ -46,12 +46,14 @@ def read_denoised(
     side : int
         Of a window, in pixels.
     denoiser : Denoiser
-        Of planes or of volumes.
+        Of planes or of volumes. It is its network that is asked: what a model keeps of a voxel's own value is
+        the raw noise, correlated or not.
 
     Returns
     -------
     (n, side, side) array
     """
+    denoiser = denoiser.with_centre(None)
     if len(denoiser.halo) == 3:
         sites = columns_of(sites, readers, side, _DEPTH)
     chosen = _affordable(sites, readers, denoiser)

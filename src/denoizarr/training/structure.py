@@ -180,12 +180,12 @@ def settings_given(extractor: StructuralNoiseExtractor) -> dict[str, Any]:
 
 
 def _in_words(found: StructuralNoise) -> str:
-    size = " x ".join(map(str, found.mask.shape))
+    size, pixels = " x ".join(map(str, found.mask.shape)), int(found.mask.sum())
+    kept = f"noise kernel {size}, {pixels} pixels" if pixels > 1 else "noise kernel: a single pixel"
     spread = f"; spread between windows {found.spread:.2f}" if found.spread else ""
     return (
-        f"noise kernel {size}, {int(found.mask.sum())} pixels, from {found.windows} windows of "
-        f"{found.window_size} pixels{spread}; largest correlation left out {found.outside:.3f}; "
-        f"{found.note or 'kept'}"
+        f"{kept}, from {found.windows} windows of {found.window_size} pixels{spread}; "
+        f"largest correlation left out {found.outside:.3f}{found.note and '; '}{found.note}"
     )
 
 

@@ -142,7 +142,9 @@ def train(
     outputs = _Outputs(checkpoint, log, samples, on_step, on_epoch, progress)
     with together(options.device) as processes:
         record = _learn(job, processes, client, outputs if processes.is_first else _NO_OUTPUTS)
-        return job.with_centre(job.denoiser(record, processes), processes)
+        # What is measured is part of the model: with as many threads as it was trained with.
+        with repeatable(record.threads, processes.device):
+            return job.with_centre(job.denoiser(record, processes), processes)
 
 
 @dataclass(frozen=True, slots=True)

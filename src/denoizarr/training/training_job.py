@@ -42,7 +42,7 @@ from .training_record import TrainingRecord
 _LOG = logging.getLogger(__name__)
 # What decides no weights, or what may differ on another machine.
 _OWN_WEIGHTS = "network's weights"
-_OF_THE_MACHINE = ("device", "threads", "checkpoint_minutes")
+_DECIDES_NO_WEIGHTS = ("device", "threads", "checkpoint_minutes", "use_centre")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class TrainingJob:
 
     def parts(self, processes: Processes) -> dict[str, Any]:
         """Return all that decides the weights, by name: every option, and the digests of what is larger."""
-        options = {n: v for n, v in asdict(self.options).items() if n not in _OF_THE_MACHINE}
+        options = {n: v for n, v in asdict(self.options).items() if n not in _DECIDES_NO_WEIGHTS}
         cells = [hashlib.blake2b(cells.packed.data).hexdigest() for cells in self.index.classes]
         large: dict[str, Any] = {
             "kernel": None if self.kernel is None else self.kernel.astype(int).tolist(),
@@ -121,6 +121,7 @@ class TrainingJob:
         if processes.count == 1:
             return
         own = {name: value for name, value in self.parts(processes).items() if name != _OWN_WEIGHTS}
+        own["options.use_centre"] = self.options.use_centre  # all wait for what the first one measures
         everyone = processes.from_all(own)
         names = sorted({name for other in everyone for name in differing_parts(everyone[0], other)})
         if names:
@@ -205,7 +206,10 @@ class TrainingJob:
         if self.kernel is None or not self.options.use_centre:
             return denoiser
         weights = processes.from_first(
-            lambda: measure_centre_weights(denoiser, self.images, self.training, self.options)
+            # Where it was trained: on the CPU beside a GPU the others would wait for it too long.
+            lambda: measure_centre_weights(
+                denoiser.to(str(processes.device)), self.images, self.training, self.options
+            )
         )
         if weights is None:
             _LOG.info("too few or too small patches to tell what a voxel's own value is worth: left out")

@@ -667,7 +667,8 @@ def test_stage_1_is_asked_without_turns():
         seen.append(tile.copy())
         return tile
 
-    denoiser = SimpleNamespace(halo=(8, 8), stride=(4, 4), channels=1, run_tile=run_tile)
+    denoiser = SimpleNamespace(axes="yx", halo=(8, 8), stride=(4, 4), channels=1, run_tile=run_tile)
+    denoiser.with_centre = lambda _: denoiser
     kernel = denoizarr.extract_noise_kernel(image, mask_source="stage1", denoiser=denoiser)
     assert kernel.source == "stage1"
     assert kernel.mask.shape == (1, 9)

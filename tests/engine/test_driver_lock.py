@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -36,7 +37,10 @@ def test_a_living_process_is_respected_and_a_dead_one_is_not(tmp_path):
         assert json.loads((tmp_path / "driver.json").read_text())["process"] == os.getpid()
 
 
-def test_another_machines_note_is_taken_over_with_a_warning(tmp_path, caplog):
+def test_another_machines_note_is_taken_over_with_a_warning(tmp_path, caplog, monkeypatch):
+    # Whatever ran before in this process: libraries that configure logging may disable loggers that exist.
+    monkeypatch.setattr(logging.getLogger("denoizarr.engine.driver_lock"), "disabled", False)
+    caplog.set_level("WARNING", logger="denoizarr")
     note(tmp_path, host="elsewhere", process=1)
     with only_driver(str(tmp_path)):
         assert "elsewhere" in caplog.text

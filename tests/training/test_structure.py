@@ -249,7 +249,8 @@ def test_stage1_measures_what_the_network_leaves() -> None:
         tiles.append(tile.shape)
         return tile.T.copy().T + 1
 
-    denoiser = SimpleNamespace(halo=(24, 24), stride=(4, 4), channels=1, run_tile=run_tile)
+    denoiser = SimpleNamespace(axes="yx", halo=(24, 24), stride=(4, 4), channels=1, run_tile=run_tile)
+    denoiser.with_centre = lambda _: denoiser
     kernel = extract_noise_kernel(image, mask_source="stage1", denoiser=denoiser)  # type: ignore[arg-type]
     raw = extract_noise_kernel(image, mask_source="extractor")
     assert kernel.source == "stage1"

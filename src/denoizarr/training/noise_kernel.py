@@ -61,8 +61,9 @@ def extract_noise_kernel(
         Made of the same images: cells of low weight (background) are preferred.
     mask_source : {"auto", "extractor", "stage1"}
         "extractor" measures the raw image; "stage1" measures what ``denoiser`` makes of it, unaugmented and
-        unmasked, where uncorrelated noise is gone; "auto" measures the raw image and, where that cannot tell
-        noise from structure and there is a ``denoiser``, what that makes of it.
+        unmasked, where uncorrelated noise is gone, and, where that cannot tell noise from structure, the raw
+        image (the kernel's ``source`` says which it was); "auto" measures the raw image and, where that
+        cannot tell noise from structure and there is a ``denoiser``, what that makes of it.
     denoiser : Denoiser, optional
         Trained in stage 1; needed for "stage1". What it computes is bounded: a network of volumes is asked
         for fewer sites.
@@ -102,7 +103,12 @@ def extract_noise_kernel(
     side = _side_of(readers)
     sites = draw_sites(readers, side, index, seed)
     if mask_source == "stage1":
-        return _noted(_of_stage1(readers, sites, side, denoiser, extractor, verbose))
+        left = _of_stage1(readers, sites, side, denoiser, extractor, verbose)
+        if not left.note:
+            return left
+        # A network smooths noise by what it takes for structure around it, so that windows may differ in
+        # their noise where those of the raw image agree.
+        _LOG.warning("what stage 1 makes of the image does not tell its noise: the raw image is measured")
     kernel = _of_volumes(readers, sites, side, planes, extractor, verbose)
     if kernel is None:
         kernel = _of_raw_image(readers, sites, side, extractor, verbose)

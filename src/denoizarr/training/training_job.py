@@ -212,7 +212,7 @@ class TrainingJob:
             )
         )
         if weights is None:
-            _LOG.info("too few or too small patches to tell what a voxel's own value is worth: left out")
+            _LOG.info("there is not enough to tell what a voxel's own value is worth: it is left out")
         return denoiser.with_centre(weights)
 
     def _pixel_size(self) -> dict[str, dict[str, Any]] | None:

@@ -189,39 +189,26 @@ class Denoiser:
 
     def to(self, device: str | None = None, precision: Precision | None = None) -> Denoiser:
         """Return the same model on another device ("cpu", "cuda") or in another precision."""
-        return Denoiser(
-            self.network,
-            self._weights,
-            self.normalisation,
-            target_normalisation=self.target_normalisation,
-            blind_spot=self.blind_spot,
-            patch_size=self.patch_size,
-            pixel_size=self.pixel_size,
-            periodic=self.periodic,
-            centre=self.centre,
-            training=self.training,
-            provenance=self.provenance,
-            device=str(device or self.device),
-            precision=precision or self.precision,
-        )
+        return self._with(device=str(device or self.device), precision=precision or self.precision)
 
     def with_centre(self, centre: Sequence[CentreWeights] | None) -> Denoiser:
         """Return the same model with other weights of a voxel's own value, or with none."""
-        return Denoiser(
-            self.network,
-            self._weights,
-            self.normalisation,
-            target_normalisation=self.target_normalisation,
-            blind_spot=self.blind_spot,
-            patch_size=self.patch_size,
-            pixel_size=self.pixel_size,
-            periodic=self.periodic,
-            centre=centre,
-            training=self.training,
-            provenance=self.provenance,
-            device=str(self.device),
-            precision=self.precision,
-        )
+        return self._with(centre=centre)
+
+    def _with(self, **changes: Any) -> Denoiser:
+        settings: dict[str, Any] = {
+            "target_normalisation": self.target_normalisation,
+            "blind_spot": self.blind_spot,
+            "patch_size": self.patch_size,
+            "pixel_size": self.pixel_size,
+            "periodic": self.periodic,
+            "centre": self.centre,
+            "training": self.training,
+            "provenance": self.provenance,
+            "device": str(self.device),
+            "precision": self.precision,
+        }
+        return Denoiser(self.network, self._weights, self.normalisation, **settings | changes)
 
     # ---- running
 

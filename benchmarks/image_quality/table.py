@@ -126,7 +126,7 @@ def _statistics(found: Found) -> str:
                 f"{_number(differences[least], sign=True)} ({least})",
                 f"{len(differences)} of {len(cases)}",
                 goal,
-                "" if met is None else _yes(met),
+                "" if met is None else _yes(met) + ("" if len(differences) == len(cases) else ", so far"),
             ]
         )
 

@@ -259,6 +259,26 @@ def test_stage1_measures_what_the_network_leaves() -> None:
     np.testing.assert_allclose(kernel.autocorrelation, raw.autocorrelation, atol=1e-5)
 
 
+def test_what_a_network_smooths_unevenly_is_left_for_the_raw_image(caplog: pytest.LogCaptureFixture) -> None:
+    image = noise((512, 512), np.ones((1, 5)))
+    asked = []
+
+    def run_tile(tile: np.ndarray, channel: int = 0) -> np.ndarray:
+        asked.append(tile.shape)
+        return np.asarray(scipy.ndimage.gaussian_filter(tile, 1.0 + 1.5 * (len(asked) % 4)))
+
+    denoiser = SimpleNamespace(axes="yx", halo=(24, 24), stride=(4, 4), channels=1, run_tile=run_tile)
+    denoiser.with_centre = lambda _: denoiser
+    caplog.set_level("WARNING", logger="denoizarr")
+    kernel = extract_noise_kernel(image, mask_source="stage1", denoiser=denoiser)  # type: ignore[arg-type]
+    raw = extract_noise_kernel(image, mask_source="extractor")
+    assert asked
+    assert "the raw image is measured" in caplog.text
+    assert kernel.source == "extractor"
+    np.testing.assert_array_equal(kernel.mask, raw.mask)
+    assert kernel.mask.sum() > 1
+
+
 def test_requests_that_cannot_be_met_are_refused() -> None:
     image = noise((256, 256), np.ones((1, 1)))
     with pytest.raises(BadRequest, match="needs the denoiser"):

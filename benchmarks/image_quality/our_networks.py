@@ -58,7 +58,7 @@ def _found(noisy: Pixels, settings: dict[str, Any], facts: dict[str, Any]) -> Pi
     denoiser = denoizarr.Denoiser.load(model) if model and Path(model).exists() else None
     kernel = denoizarr.extract_noise_kernel(noisy, denoiser=denoiser)
     facts |= {"kernel_source": kernel.source, "kernel_note": kernel.note, "periods": list(kernel.periods)}
-    return np.asarray(kernel.mask)
+    return np.asarray(kernel.hidden)
 
 
 def _train(noisy: Pixels, mask: Pixels | None, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

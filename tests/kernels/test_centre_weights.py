@@ -5,11 +5,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import correlate, gaussian_filter
 
 from denoizarr.kernels.centre_weights import (
+    axis_lags,
     fit_centre_weights,
+    footprint_of,
     keep_centres,
+    mean_nearby,
     pair_kernel,
     pair_lags,
 )
@@ -66,6 +69,57 @@ def test_a_kernel_to_one_side_hides_to_the_other_as_well():
     assert pair_lags(to_the_right) == pair_lags(to_the_left) == [(1, 0)]
 
 
+@given(KERNELS)
+@settings(max_examples=40, deadline=None)
+def test_the_footprint_is_what_lies_nearer_than_the_nearest_independent_pixel(kernel):
+    footprint, nearest = footprint_of(kernel), sum(step**2 for step in pair_lags(kernel)[0])
+    assert footprint.ndim == kernel.ndim
+    assert all(n % 2 for n in footprint.shape)
+    everywhere = np.argwhere(np.ones([9] * kernel.ndim)) - 4
+    assert offsets(footprint) == {
+        tuple(lag) for lag in everywhere.tolist() if sum(s**2 for s in lag) < nearest
+    }
+    assert offsets(footprint) <= offsets(kernel)
+
+
+@given(KERNELS)
+@settings(max_examples=40, deadline=None)
+def test_lags_along_the_axes_are_outside_and_no_nearer_than_the_nearest(kernel):
+    along, nearest = axis_lags(kernel), pair_lags(kernel)[0]
+    assert all(np.count_nonzero(lag) == 1 for lag in along)
+    assert not offsets(kernel) & set(along)
+    assert sum(s**2 for s in along[0]) >= sum(s**2 for s in nearest)
+
+
+def disc():
+    y, x = np.mgrid[-2:3, -2:3]
+    return y**2 + x**2 <= 5
+
+
+def test_noise_along_a_row_leaves_the_pixel_alone_and_noise_all_round_a_disc():
+    assert footprint_of(np.ones((1, 17), bool)).tolist() == [[True]]
+    np.testing.assert_array_equal(footprint_of(disc()), disc())
+    assert sorted(axis_lags(disc())) == [(0, 3), (3, 0)]
+
+
+@given(KERNELS, st.integers(0, 2**16))
+@settings(max_examples=40, deadline=None)
+def test_the_mean_over_a_footprint_is_of_the_voxels_that_there_are(kernel, seed):
+    footprint = footprint_of(kernel)
+    values = np.random.default_rng(seed).standard_normal((2, *(4, 9, 7)[-kernel.ndim :]))
+    over = [
+        correlate(v, footprint.astype(float), mode="constant") for v in (*values, np.ones_like(values[0]))
+    ]
+    expected = np.stack(over[:-1]) / over[-1]
+    np.testing.assert_allclose(mean_nearby(torch.from_numpy(values), footprint).numpy(), expected, atol=1e-12)
+
+
+def test_the_mean_has_the_same_bits_in_every_cut():
+    values = torch.from_numpy(np.random.default_rng(0).standard_normal((61, 53)).astype(np.float32))
+    whole, part = mean_nearby(values, disc()), mean_nearby(values[7:40, 11:50], disc())
+    assert torch.equal(whole[9:38, 13:48], part[2:-2, 2:-2])
+
+
 def residuals(n, prior, noise, seed=0):
     """Pairs whose predictions err alike, as neighbours do, and whose noise is independent."""
     rng = np.random.default_rng(seed)
@@ -86,6 +140,27 @@ def test_the_weight_is_the_posteriors():
     assert (np.diff(levels) > 0).all()
     assert len(levels) >= 8
     np.testing.assert_allclose(weights, prior(levels) / (prior(levels) + noise(levels)), atol=0.03)
+
+
+def test_the_weight_of_a_footprint_is_what_residuals_share_of_its_own_square():
+    first, second, level = residuals(200_000, lambda level: 5.0 + 0 * level, lambda level: 20.0 + 0 * level)
+    kept = np.random.default_rng(1).uniform(8, 12, level.size)
+    _, weights = fit_centre_weights(first, second, level, kept)
+    np.testing.assert_allclose(weights, 0.5, atol=0.08)
+
+
+def test_weights_come_at_fewer_levels_where_little_is_shared():
+    level_counts = [
+        len(
+            fit_centre_weights(
+                *residuals(
+                    60_000, lambda level, share=share: share + 0 * level, lambda level: 20.0 + 0 * level
+                )
+            )[0]
+        )
+        for share in (0.3, 20.0)
+    ]
+    assert level_counts[0] < level_counts[1]
 
 
 def test_noise_alone_leaves_the_prediction_as_it_is():

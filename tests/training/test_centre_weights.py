@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import correlate, gaussian_filter
 
 from denoizarr import Denoiser, TrainingOptions, train
-from denoizarr.errors import ConfigError
+from denoizarr.errors import BadRequest, ConfigError
 from denoizarr.training import training_job
 from denoizarr.training.centre_weights import CentreWeights
 
@@ -122,3 +122,64 @@ def test_a_model_takes_weights_for_each_channel_only(cells):
     _, _, denoiser = cells
     with pytest.raises(ConfigError, match="channel"):
         denoiser.with_centre(denoiser.centre * 2)
+
+
+# ---- noise that is correlated on all sides: the mean over a footprint is kept
+
+
+@pytest.fixture(scope="module")
+def blurred():
+    """Cells under noise as resampling leaves it, and what a kernel of 3 x 3 makes of it."""
+    rng = np.random.default_rng(5)
+    truth = 300 * np.abs(gaussian_filter(rng.standard_normal((256, 256)), 2.5)) + 20
+    noise = rng.standard_normal((257, 257))
+    noise = 12 * (noise[1:, 1:] + noise[:-1, 1:] + noise[1:, :-1] + noise[:-1, :-1]) / 2
+    noisy = (truth + noise).astype(np.float32)
+    options = replace(OPTIONS, num_epochs=3)
+    return truth, noisy, train(noisy, blind_spot=np.ones((3, 3), bool), options=options, progress=False)
+
+
+def test_a_footprint_comes_closer_than_the_pixel_alone_and_than_nothing(blurred):
+    truth, noisy, denoiser = blurred
+    assert denoiser.footprint is not None
+    assert denoiser.footprint.shape == (3, 3)
+    models = (denoiser.with_centre(None), denoiser.with_centre(denoiser.centre), denoiser)
+    blind, _, kept = (np.mean((model.denoise(noisy) - truth) ** 2) for model in models)
+    assert kept < 0.95 * blind
+
+
+def test_a_footprint_is_the_plain_definition(blurred):
+    _, noisy, denoiser = blurred
+    (curve,) = denoiser.centre
+    noisy = noisy.astype(np.float64)
+    blind = denoiser.with_centre(None).to(precision="float64").denoise(noisy)
+    ones = np.ones((3, 3))
+    over = correlate(noisy - blind, ones, mode="constant") / correlate(
+        np.ones_like(noisy), ones, mode="constant"
+    )
+    expected = blind + np.interp(blind, curve.levels, curve.weights) * over
+    np.testing.assert_allclose(denoiser.to(precision="float64").denoise(noisy), expected, rtol=0, atol=1e-9)
+
+
+def test_a_tile_reads_so_much_more_that_it_equals_the_whole(blurred):
+    _, noisy, denoiser = blurred
+    (network,) = set(denoiser.with_centre(None).halo)
+    assert denoiser.halo == (network + 1,) * 2
+    exact, start, side = denoiser.to(precision="float64"), 64, 96
+    whole = exact.run_tile(noisy)
+    tile = exact.run_tile(noisy[start : start + side, start : start + side])
+    h = denoiser.halo[0]
+    inner = slice(start + h, start + side - h)
+    np.testing.assert_allclose(tile[h:-h, h:-h], whole[inner, inner], rtol=0, atol=1e-9)
+    # One less would not do.
+    assert np.abs(tile - whole[start : start + side, start : start + side])[h - 1].max() > 1e-9
+
+
+def test_a_footprint_is_saved_and_a_damaged_one_refused(blurred, tmp_path):
+    _, noisy, denoiser = blurred
+    loaded = Denoiser.load(denoiser.save(tmp_path / "model"))
+    np.testing.assert_array_equal(loaded.footprint, denoiser.footprint)
+    assert loaded.digest == denoiser.digest != denoiser.with_centre(denoiser.centre).digest
+    np.testing.assert_array_equal(loaded.denoise(noisy), denoiser.denoise(noisy))
+    with pytest.raises(BadRequest):
+        denoiser.with_centre(denoiser.centre, np.ones((2, 3), bool))

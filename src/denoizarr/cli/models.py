@@ -92,7 +92,7 @@ def train(
         list(url),
         found,
         target=target or None,
-        blind_spot=None if kernel is None else NoiseKernel.load(kernel).mask,
+        blind_spot=None if kernel is None else NoiseKernel.load(kernel).hidden,
         options=TrainingOptions(
             patch_size=_patch_size(patch_size, found),
             num_epochs=epochs,

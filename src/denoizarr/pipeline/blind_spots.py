@@ -63,7 +63,7 @@ def fitting_blind_spots(kernel: NoiseKernel, options: TrainingOptions) -> BlindS
     options : TrainingOptions
         Of stage 2. Where the kernel hides more than half of what its network sees, a warning says so.
     """
-    mask, warnings = _seen_by(kernel.mask, options), []
+    mask, warnings = _seen_by(kernel.hidden, options), []
     cut = _cut_to(mask, options.patch_shape)
     if cut.shape != mask.shape:
         warnings.append(
@@ -138,7 +138,7 @@ def check_kernel_file(kernel: NoiseKernel, options: TrainingOptions, where: str)
         patches do not; not one pixel a patch would be predicted.
     """
     place, patch = f"stage2.mask_file_path, {where}", options.patch_shape
-    mask = kernel.mask
+    hidden = mask = kernel.hidden
     if mask.ndim > len(patch):
         raise BadRequest(
             "a kernel over (z, y, x) is for patches of volumes",
@@ -148,12 +148,12 @@ def check_kernel_file(kernel: NoiseKernel, options: TrainingOptions, where: str)
         )
     mask = mask.reshape((1,) * (len(patch) - mask.ndim) + mask.shape)
     if any(k > p for k, p in zip(mask.shape, patch, strict=True)):
-        axes = ", ".join("zyx"[-kernel.mask.ndim :])
+        axes = ", ".join("zyx"[-hidden.ndim :])
         raise PatchTooLarge(
             "the kernel is wider than the patch",
             where=place,
-            got=_size(kernel.mask),
-            expected=f"at most {_size(patch[-kernel.mask.ndim :])} ({axes})",
+            got=_size(hidden),
+            expected=f"at most {_size(patch[-hidden.ndim :])} ({axes})",
             remedy="choose a larger stage2.patch_size",
         )
     if mask.sum() > prod(patch) / 2:
@@ -168,7 +168,7 @@ def check_kernel_file(kernel: NoiseKernel, options: TrainingOptions, where: str)
         raise BadRequest(
             "the kernel hides all that the network sees",
             where=place,
-            got=_size(kernel.mask),
+            got=_size(hidden),
             expected=f"less than {2 * halo_of(options.network_shape) + 1} pixels along an axis",
             remedy="raise stage2.num_layers, or choose a smaller kernel",
         )

@@ -63,6 +63,7 @@ class Model(Protocol):
     periodic: tuple[Frequency, ...]
     module: nn.Module
     kept: list[tuple[Tensor, Tensor]]
+    footprint: NDArray[np.bool_] | None
     digest: str
 
     @property
@@ -76,12 +77,17 @@ class Model(Protocol):
 class _Channels(nn.Module):
     """Runs a network of one channel over each channel of (n, c, [z,] y, x), and keeps its part of each voxel.
 
-    ``kept`` holds levels and weights of each channel, or nothing.
+    ``kept`` holds levels and weights of each channel, or nothing; ``footprint`` goes with them.
     """
 
-    def __init__(self, network: nn.Module, kept: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        kept: Sequence[tuple[Tensor, Tensor]],
+        footprint: NDArray[np.bool_] | None,
+    ) -> None:
         super().__init__()
-        self.network, self.kept = network, tuple(kept)
+        self.network, self.kept, self.footprint = network, tuple(kept), footprint
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, c, [z,] y, x) to the same shape."""
@@ -90,7 +96,9 @@ class _Channels(nn.Module):
         answer: Tensor = self.network(folded).reshape(x.shape)
         if not self.kept:
             return answer
-        channels = [keep_centres(x[:, c], answer[:, c], *curve) for c, curve in enumerate(self.kept)]
+        channels = [
+            keep_centres(x[:, c], answer[:, c], *curve, self.footprint) for c, curve in enumerate(self.kept)
+        ]
         return torch.stack(channels, 1)
 
 
@@ -137,7 +145,7 @@ def _test_shape(denoiser: Model, more: int) -> tuple[int, ...]:
 
 
 def _torchscript(denoiser: Model) -> bytes:
-    module = _Channels(denoiser.module, denoiser.kept).eval()
+    module = _Channels(denoiser.module, denoiser.kept, denoiser.footprint).eval()
     traced_on, tried_on = (
         torch.from_numpy(
             np.random.default_rng(more).standard_normal(

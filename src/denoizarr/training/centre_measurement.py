@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, compress
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from denoizarr.kernels.blindspot import draw_blind_spots, largest_percentage
-from denoizarr.kernels.centre_weights import fit_centre_weights, pair_kernel, pair_lags
+from denoizarr.kernels.centre_weights import (
+    axis_lags,
+    fit_centre_weights,
+    footprint_of,
+    mean_nearby,
+    pair_kernel,
+    pair_lags,
+)
 from denoizarr.selection.patch_index import PatchIndex
 
 from .centre_weights import CentreWeights
@@ -29,6 +38,8 @@ _FEWEST_PATCHES, _MOST_PATCHES, _MOST_PASSES = 16, 1024, 16
 # Masks of their own: the number of no epoch, nor of the validation's.
 _EPOCH = -2
 Floats = NDArray[np.float64]
+# Residuals of the first and of the second, mean of their predictions, what is kept squared: (n,) each.
+_Pairs = tuple[Floats, Floats, Floats, Floats]
 
 
 def measure_centre_weights(
@@ -51,28 +62,35 @@ def measure_centre_weights(
     tuple of CentreWeights, one per channel, or None
         None where some channel has too little to measure it on, or patches have no room for two kernels.
     """
-    lags = pair_lags(denoiser.blind_spot)
-    kernels = [pair_kernel(denoiser.blind_spot, lag) for lag in lags]
-    if any(k > p for kernel in kernels for k, p in zip(kernel.shape, options.patch_shape, strict=True)):
+    footprint = footprint_of(denoiser.blind_spot)
+    lags = [pair_lags(denoiser.blind_spot)]
+    if footprint.size > 1:
+        lags.append(axis_lags(denoiser.blind_spot))
+    kernels = [[pair_kernel(denoiser.blind_spot, lag) for lag in some] for some in lags]
+    fits = [all(_fits(kernel, options.patch_shape) for kernel in some) for some in kernels]
+    if not any(fits):
         return None
-    percentage = min([options.mask_percentage, *map(largest_percentage, kernels)])
+    lags, kernels = list(compress(lags, fits)), list(compress(kernels, fits))
+    percentage = min([options.mask_percentage, *map(largest_percentage, chain(*kernels))])
     n = min(max(_VOXELS // math.prod(options.patch_shape), _FEWEST_PATCHES), _MOST_PATCHES)
     patches, _, _ = validation_patches(images, index, n, options.seed)
     expected = max(patches[:, 0].size * percentage / 100, 1.0)
-    passes = min(max(math.ceil(_PAIRS / expected), len(lags)), _MOST_PASSES)
     curves = []
     for channel in range(patches.shape[1]):
-        sample = _Sample(denoiser, patches[:, channel], channel if denoiser.channels > 1 else 0, options)
-        pairs = [sample.pairs(lags[turn % len(lags)], turn, percentage) for turn in range(passes)]
-        first, second, level = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-        fit = fit_centre_weights(first, second, level)
+        turns = [min(max(math.ceil(_PAIRS / expected), len(some)), _MOST_PASSES) for some in lags]
+        sample = _Sample(
+            denoiser, patches[:, channel], channel if denoiser.channels > 1 else 0, options, footprint
+        )
+        found = [sample.all_pairs(some, n, percentage) for some, n in zip(lags, turns, strict=True)]
+        # What weak correlation of the noise is left, is negative at one of them more than at the other.
+        fit = fit_centre_weights(*max(found, key=lambda pairs: float(np.mean(pairs[0] * pairs[1]))))
         if fit is None:
             return None
         curves.append(CentreWeights(*map(_floats, fit)))
     return tuple(curves)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Sample:
     """Patches of one channel, (n, [z,] y, x) in intensities, and the network that predicts them."""
 
@@ -80,9 +98,20 @@ class _Sample:
     patches: NDArray[np.float32]
     channel: int
     options: TrainingOptions
+    footprint: NDArray[np.bool_]
 
-    def pairs(self, lag: tuple[int, ...], turn: int, percentage: float) -> tuple[Floats, Floats, Floats]:
-        """Return residuals of pairs hidden together and the means of their predictions, in intensities."""
+    def all_pairs(self, lags: list[tuple[int, ...]], passes: int, percentage: float) -> _Pairs:
+        """Return the pairs of some passes over the patches, at these lags in turn."""
+        pairs = [self.pairs(lags[turn % len(lags)], turn, percentage) for turn in range(passes)]
+        first, second, level, kept = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+        return first, second, level, kept
+
+    def pairs(self, lag: tuple[int, ...], turn: int, percentage: float) -> _Pairs:
+        """Return residuals of pairs hidden together, means of their predictions, and squares of what is kept.
+
+        In intensities. What is kept is the mean over the footprint of what the network leaves of the patch
+        as it is, nothing hidden; of a single pixel, its residual as it was hidden.
+        """
         kernel, options = pair_kernel(self.denoiser.blind_spot, lag), self.options
         mean, std = self._scale()
         found = []
@@ -91,18 +120,29 @@ class _Sample:
             draws: dict[str, Any] = {"seed": options.seed, "epoch": _EPOCH - turn, "numbers": numbers}
             hidden, centres = draw_blind_spots(batch, kernel, percentage, options.masking_strategy, **draws)
             predicted = self._predicted(hidden)
+            residual = batch - predicted
+            own = residual if self.footprint.size == 1 else self.nearby[first]
             places = torch.nonzero(centres[:, 0])
             others = places + torch.tensor((0, *lag), device=places.device)
             extents = torch.tensor(batch[:, 0].shape, device=places.device)
             inside = ((others >= 0) & (others < extents)).all(1)
-            one, other, level_one, level_other = (
+            one, other, level_one, level_other, own_one, own_other = (
                 values[:, 0][tuple(at[inside].T)].double().cpu().numpy()
-                for values in (batch - predicted, predicted)
+                for values in (residual, predicted, own)
                 for at in (places, others)
             )
-            found.append((one * std, other * std, 0.5 * (level_one + level_other) * std + mean))
-        one, other, level = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return one, other, level
+            level = 0.5 * (level_one + level_other) * std + mean
+            found.append((one * std, other * std, level, 0.5 * (own_one**2 + own_other**2) * std**2))
+        one, other, level, kept = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return one, other, level, kept
+
+    @cached_property
+    def nearby(self) -> dict[int, Tensor]:
+        """What the network leaves of each batch, over the footprint, by the number of its first patch."""
+        return {
+            first: mean_nearby(batch - self._predicted(batch), self.footprint)
+            for first, batch in self._batches()
+        }
 
     def _scale(self) -> tuple[float, float]:
         normalisation = self.denoiser.normalisation
@@ -122,6 +162,10 @@ class _Sample:
             # One's own network may work in the place of its input.
             predicted: Tensor = self.denoiser.module(patches.clone()).float()
         return predicted
+
+
+def _fits(kernel: NDArray[np.bool_], patch_shape: tuple[int, ...]) -> bool:
+    return all(k <= p for k, p in zip(kernel.shape, patch_shape, strict=True))
 
 
 def _floats(values: NDArray[np.float64]) -> tuple[float, ...]:

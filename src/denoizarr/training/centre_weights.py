@@ -15,6 +15,8 @@ from denoizarr.errors import ConfigError
 class CentreWeights:
     """The share of a voxel's own value in its answer, by the level that the network predicts, of a channel.
 
+    Where the model has a footprint, of the mean over that.
+
     Attributes
     ----------
     levels : tuple of float

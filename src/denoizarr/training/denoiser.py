@@ -38,6 +38,7 @@ from .model_header import (
     VERSION,
     PixelSize,
     checked_centre,
+    checked_footprint,
     checked_periodic,
     checked_pixel_size,
     checked_record,
@@ -87,6 +88,8 @@ class Denoiser:
     centre : tuple of CentreWeights, optional
         One per channel: the share of a voxel's own value in its answer, which no blind-spot network sees.
         None: the network's answer stands as it is.
+    footprint : ndarray of bool, odd extents (y, x) or (z, y, x), optional
+        Around a voxel those whose values count as its own, on average, with ``centre``; None: itself alone.
     training : dict, optional
         What a person wants to know about how it was trained; JSON-able; decides nothing.
     provenance : dict, optional
@@ -104,8 +107,8 @@ class Denoiser:
     module : torch.nn.Module
         The network as it is run, its norms folded: maps (n, 1, [z,] y, x), normalised, to the same shape.
     halo, stride : tuple of int
-        Per axis of ``axes``, in voxels: what a tile must read around its valid part, and what its origin and
-        extents must be multiples of.
+        Per axis of ``axes``, in voxels: what a tile must read around its valid part, for the network and
+        the footprint, and what its origin and extents must be multiples of.
     digest : str
         Names all that decides the output: weights and header, without pixel size, training and provenance.
 
@@ -128,6 +131,7 @@ class Denoiser:
         pixel_size: PixelSize | None = None,
         periodic: Sequence[Frequency] = (),
         centre: Sequence[CentreWeights] | None = None,
+        footprint: NDArray[np.bool_] | None = None,
         training: dict[str, Any] | None = None,
         provenance: dict[str, Any] | None = None,
         device: str = "cpu",
@@ -144,13 +148,16 @@ class Denoiser:
         self.pixel_size = checked_pixel_size(pixel_size, self.axes)
         self.periodic = checked_periodic([list(frequency) for frequency in periodic])
         self.centre = checked_centre(centre, normalisation, target_normalisation)
+        self.footprint = checked_footprint(footprint, network.ndim) if centre is not None else None
         self.training = checked_record(training or {}, "training")
         self.provenance = checked_record(provenance or _this_software(), "provenance")
         if isinstance(network, OwnNetwork):
-            self.halo, self.stride = network.halo, network.stride
+            self._network_halo, self.stride = network.halo, network.stride
         else:
-            self.halo = (halo_of(network),) * network.ndim
+            self._network_halo = (halo_of(network),) * network.ndim
             self.stride = (network.stride,) * network.ndim
+        beyond = (0,) * network.ndim if self.footprint is None else self.footprint.shape
+        self.halo = tuple(h + n // 2 for h, n in zip(self._network_halo, beyond, strict=True))
         self.device, self.precision = torch.device(device), precision
         if precision not in _PRECISIONS:
             raise BadRequest("no such precision", got=repr(precision), expected=" or ".join(_PRECISIONS))
@@ -191,9 +198,11 @@ class Denoiser:
         """Return the same model on another device ("cpu", "cuda") or in another precision."""
         return self._with(device=str(device or self.device), precision=precision or self.precision)
 
-    def with_centre(self, centre: Sequence[CentreWeights] | None) -> Denoiser:
-        """Return the same model with other weights of a voxel's own value, or with none."""
-        return self._with(centre=centre)
+    def with_centre(
+        self, centre: Sequence[CentreWeights] | None, footprint: NDArray[np.bool_] | None = None
+    ) -> Denoiser:
+        """Return the same model with other weights of a voxel's own value or its footprint, or with none."""
+        return self._with(centre=centre, footprint=footprint)
 
     def _with(self, **changes: Any) -> Denoiser:
         settings: dict[str, Any] = {
@@ -203,6 +212,7 @@ class Denoiser:
             "pixel_size": self.pixel_size,
             "periodic": self.periodic,
             "centre": self.centre,
+            "footprint": self.footprint,
             "training": self.training,
             "provenance": self.provenance,
             "device": str(self.device),
@@ -245,7 +255,7 @@ class Denoiser:
             # One's own network may work in the place of its input, which is needed once more.
             answer = self.module(seen.clone()[None, None])[0, 0]
             if self.kept:
-                answer = keep_centres(seen, answer, *self.kept[channel])
+                answer = keep_centres(seen, answer, *self.kept[channel], self.footprint)
             # A network may hand back its input, which must not be scaled in its place.
             result: NDArray[Any] = answer.cpu().numpy().copy()
         result *= self._numpy(target.std[channel])
@@ -309,7 +319,11 @@ class Denoiser:
     def _deciding_header(self) -> dict[str, Any]:
         target = self.target_normalisation
         periodic = {"periodic": [list(frequency) for frequency in self.periodic]} if self.periodic else {}
-        centre = {} if self.centre is None else {"centre": [asdict(curve) for curve in self.centre]}
+        centre: dict[str, Any] = {}
+        if self.centre is not None:
+            centre["centre"] = [asdict(curve) for curve in self.centre]
+        if self.footprint is not None:
+            centre["footprint"] = self.footprint.astype(int).tolist()
         return (
             periodic
             | centre
@@ -318,7 +332,7 @@ class Denoiser:
                 "version": VERSION,
                 "network": network_entry(self.network),
                 "axes": self.axes,
-                "halo": list(self.halo),
+                "halo": list(self._network_halo),
                 "stride": list(self.stride),
                 "normalisation": _listed(self.normalisation),
                 "target_normalisation": None if target is None else _listed(target),
@@ -391,6 +405,7 @@ class Denoiser:
             pixel_size=header.pixel_size,
             periodic=header.periodic,
             centre=header.centre,
+            footprint=header.footprint,
             training=header.training,
             provenance=header.provenance,
             device=device,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from denoizarr.errors import BadRequest, MetadataError
+from denoizarr.kernels.predictable_noise import enclosing_kernel
 from denoizarr.stores import locations, records
 
 if TYPE_CHECKING:
@@ -88,6 +89,18 @@ class NoiseKernel:
         """Whether noise is uncorrelated as far as is known: Noise2Void's kernel, and no need of stage 2."""
         return int(self.mask.sum()) == 1
 
+    @property
+    def hidden(self) -> Mask:
+        """What training must hide: the mask, grown where what it leaves out still tells of a pixel's noise.
+
+        Correlations that are not significant count as none; a mask from a file stands as it is.
+        """
+        if self.is_single_pixel:
+            return self.mask
+        tested = np.where(np.abs(self.z_scores) >= self.z_threshold, self.autocorrelation, 0.0)
+        tested[tuple(n // 2 for n in tested.shape)] = 1.0
+        return enclosing_kernel(self.mask, tested)
+
     @classmethod
     def from_mask(cls, mask: Any) -> NoiseKernel:
         """Return a mask that was not measured here as a kernel; raises ``BadRequest`` where it is none."""
@@ -116,6 +129,10 @@ class NoiseKernel:
         size = " x ".join(map(str, self.mask.shape))
         count = int(self.mask.sum())
         lines = [f"kernel {size} ({axes}), {count} pixel{'s' if count != 1 else ''} hidden"]
+        hidden = self.hidden
+        if hidden is not self.mask:
+            grown = " x ".join(map(str, hidden.shape))
+            lines.append(f"training hides {grown}, {int(hidden.sum())} pixels: the others tell of its noise")
         if self.windows:
             lines.append(
                 f"measured by {self.method} ({self.source}) in {self.windows} of {self.windows_drawn} "

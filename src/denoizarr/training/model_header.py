@@ -5,13 +5,14 @@
     format, version      "denoizarr-denoiser", 2
     network              our network's shape by field, or {"own": class of one's own network}
     axes                 "yx" or "zyx"
-    halo, stride         per axis of ``axes``, in voxels
+    halo, stride         of the network, per axis of ``axes``, in voxels
     normalisation        {"mean": [per channel], "std": [per channel]}, raw intensities
     target_normalisation the same for the target that it was trained on, or null
     blind_spot           0 and 1, nested along ``axes``: what was hidden around a predicted voxel
     patch_size           per axis of ``axes``, in voxels
     pixel_size           by axis {"value": ..., "unit": ...}, of the image that it was trained on, or null
     centre               [{"levels": [...], "weights": [...]} per channel]; absent for none
+    footprint            0 and 1, nested along ``axes``: the voxels averaged for it; absent for one
     periodic             [[fy, fx], ...] in cycles per pixel: lines taken out of every image; absent for none
     example              one's own network only: what it answers to a fixed tile
     training, provenance for people
@@ -67,6 +68,7 @@ class ModelHeader:
     pixel_size : dict or None
     periodic : tuple of (float, float)
     centre : tuple of CentreWeights or None
+    footprint : ndarray of bool, odd extents, or None
     example : tuple of float or None
         What one's own network answers to :func:`~denoizarr.training.own_network.example_answer`'s tile.
     training, provenance : dict
@@ -83,6 +85,7 @@ class ModelHeader:
     pixel_size: PixelSize | None
     periodic: tuple[Frequency, ...]
     centre: tuple[CentreWeights, ...] | None
+    footprint: NDArray[np.bool_] | None
     example: tuple[float, ...] | None
     training: dict[str, Any]
     provenance: dict[str, Any]
@@ -122,7 +125,7 @@ def parsed_header(header: Mapping[str, Any], where: str) -> ModelHeader:
             remedy="train again, or use the version of denoizarr that wrote it",
         )
     # Files of before have no such fields.
-    header = {"periodic": [], "centre": None, **header}
+    header = {"periodic": [], "centre": None, "footprint": None, **header}
     known = {"format", "version", "axes"} | {field.name for field in fields(ModelHeader)}
     for odd in sorted(set(header) ^ known):
         raise ModelError("a field is missing or unknown", where=f"{where}, {odd}")
@@ -147,6 +150,7 @@ def parsed_header(header: Mapping[str, Any], where: str) -> ModelHeader:
         pixel_size=read("pixel_size", lambda value: checked_pixel_size(value, axes)),
         periodic=read("periodic", checked_periodic),
         centre=read("centre", lambda value: _maybe(value, lambda entries: _centre(entries, normalisation))),
+        footprint=read("footprint", lambda value: _maybe(value, lambda nested: _kernel(nested, n))),
         example=read("example", lambda value: _example(value, shape)),
         training=read("training", lambda value: checked_record(value, "training")),
         provenance=read("provenance", lambda value: checked_record(value, "provenance")),
@@ -234,6 +238,21 @@ def checked_centre(
         got, expected = f"{len(centre)} channels", len(normalisation.mean)
         raise ConfigError("weights for each channel", where="centre", got=got, expected=expected)
     return tuple(centre)
+
+
+def checked_footprint(footprint: NDArray[np.bool_] | None, ndim: int) -> NDArray[np.bool_] | None:
+    """Return a footprint after a check that it is a kernel; None where it is the voxel alone.
+
+    Raises
+    ------
+    BadRequest
+        As :func:`~denoizarr.kernels.blind_spot_rules.check_kernel`.
+    """
+    if footprint is None or np.size(footprint) == 1:
+        return None
+    footprint = np.array(footprint)
+    check_kernel(footprint, ndim)
+    return footprint
 
 
 def checked_target(target: Normalisation | None, source: Normalisation) -> Normalisation | None:

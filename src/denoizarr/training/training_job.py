@@ -18,6 +18,7 @@ from torch import nn
 from denoizarr.errors import BadRequest, EmptyIndex
 from denoizarr.images.periodic import Periodic, without_known_lines, without_lines
 from denoizarr.kernels.blindspot import check_blind_spot, reached_percentage
+from denoizarr.kernels.centre_weights import footprint_of
 from denoizarr.kernels.unet import NetworkShape, build_network
 from denoizarr.kernels.waves import Frequency
 from denoizarr.selection.index_builder import build_index
@@ -213,7 +214,7 @@ class TrainingJob:
         )
         if weights is None:
             _LOG.info("there is not enough to tell what a voxel's own value is worth: it is left out")
-        return denoiser.with_centre(weights)
+        return denoiser.with_centre(weights, footprint_of(denoiser.blind_spot))
 
     def _pixel_size(self) -> dict[str, dict[str, Any]] | None:
         """Return spacing and unit along a patch's axes, of the first image; None where it states none."""

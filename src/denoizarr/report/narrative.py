@@ -182,13 +182,17 @@ def kernel_sentence(run: RunFolder) -> str:
         return "The shape of the noise was not measured."
     if kernel.is_single_pixel:
         return f"{_single_pixel(kernel)} {_after_single_pixel(run)}".strip()
+    hidden = kernel.hidden
     reaches = zip("xyz", (int(size) // 2 for size in kernel.mask.shape[::-1]), strict=False)
     along = " and ".join(f"{words.plural(reach, 'pixel')} along {axis}" for axis, reach in reaches if reach)
     found = "By the mask given in a file, neighbouring" if kernel.source == "file" else "Neighbouring"
     text = (
         f"{found} pixels share noise, up to {along}: to predict a pixel, stage 2 hides "
-        f"{int(np.sum(kernel.mask)) - 1} pixels around it and the pixel itself."
+        f"{int(np.sum(hidden)) - 1} pixels around it and the pixel itself."
     )
+    if hidden is not kernel.mask:
+        more = int(np.sum(hidden)) - int(np.sum(kernel.mask))
+        text += f" {more} of them share little of its noise, but would tell much of it together."
     return f"{text} Note: {kernel.note}." if kernel.note else text
 
 

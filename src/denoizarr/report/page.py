@@ -132,7 +132,7 @@ def _findings(folder: RunFolder, pairs: list[ImagePair]) -> Findings | None:
     if index is None or len(index.patch_size) == 2:  # what looks at neighbours shares noise with them
         read = partial(read_neighbours, pairs[0], planes)
         planes = attempt(folder.missing, "neighbours", "The comparison of planes", read) or planes
-    mask = np.ones((1, 1), bool) if folder.kernel is None else np.asarray(folder.kernel.mask, bool)
+    mask = np.ones((1, 1), bool) if folder.kernel is None else np.asarray(folder.kernel.hidden, bool)
     found = findings_of(planes, None if folder.has_target else mask)
     bias = _bias(folder, planes)
     return found if bias is None else replace(found, bias=bias)

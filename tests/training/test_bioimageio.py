@@ -15,7 +15,9 @@ import yaml
 from torch import nn
 
 from denoizarr.errors import BadRequest
+from denoizarr.geometry.grids import round_up
 from denoizarr.kernels.unet import NetworkShape, build_network
+from denoizarr.training.centre_weights import CentreWeights
 from denoizarr.training.denoiser import Denoiser
 from denoizarr.training.normalisation import Normalisation
 from denoizarr.training.own_network import measure_network
@@ -55,12 +57,14 @@ def own(module: nn.Module) -> Denoiser:
     return Denoiser(measure_network(module, 2), module.state_dict(), Normalisation((3e-3,), (1e-3,)))
 
 
+CURVE = CentreWeights((60.0, 100.0, 160.0), (0.1, 0.3, 0.6))
 MODELS = {
     "2D": lambda: ours(2, pixel_size={a: {"value": 0.2, "unit": "micrometer"} for a in "yx"}),
     "3D": lambda: ours(
         3, pixel_size={"z": {"value": 0.7, "unit": None}, "x": {"value": 0.1, "unit": "nanometer"}}
     ),
     "two channels": lambda: ours(2, 2),
+    "footprint": lambda: ours(2, centre=[CURVE], footprint=np.ones((3, 5), bool)),
     "N2V2": lambda: ours(2, n2v2=True),
     "target": lambda: ours(2, target_normalisation=Normalisation((5.0,), (2.0,))),
     "own": lambda: own(AveragePooled()),
@@ -78,7 +82,8 @@ def test_it_loads_and_its_test_passes(name: str, tmp_path: Path, core: Any) -> N
     assert summary.status == "passed", [(d.name, d.errors) for d in summary.details if d.status != "passed"]
     assert any("Reproduce test outputs" in detail.name for detail in summary.details)
     axes = {axis.id: axis for axis in description.outputs[0].axes}
-    assert [axes[a].halo for a in denoiser.axes] == list(denoiser.halo)
+    aligned = [round_up(h, s) for h, s in zip(denoiser.halo, denoiser.stride, strict=True)]
+    assert [axes[a].halo for a in denoiser.axes] == aligned
     assert [axis.size.step for axis in description.inputs[0].axes[2:]] == list(denoiser.stride)
     for axis, size in (denoiser.pixel_size or {}).items():
         expected = (size["unit"], pytest.approx(size["value"])) if size["unit"] else (None, 1.0)

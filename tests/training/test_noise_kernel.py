@@ -10,10 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.ndimage
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from denoizarr.errors import BadRequest, ImageNotFound, MetadataError, ModelError
+from denoizarr.pipeline.blind_spots import fitting_blind_spots
 from denoizarr.training.kernel_file import as_mask
 from denoizarr.training.noise_kernel import NoiseKernel, extract_noise_kernel
+from denoizarr.training.options import TrainingOptions
 from denoizarr.training.structure import StructuralNoiseExtractor
 from tests.training.test_structure import noise, true_kernel
 
@@ -141,6 +145,50 @@ def test_rings_measure_an_image_too() -> None:
     assert kernel.autocorrelation.shape == (11, 11)
     assert kernel.autocorrelation[5, 6] == pytest.approx(2 / 3, abs=0.03)
     assert not kernel.z_scores.any()
+
+
+# ---- what is hidden in training
+
+
+def test_noise_along_rows_is_hidden_as_it_was_found() -> None:
+    kernel = extract_noise_kernel(noise((512, 512), ROW))
+    assert kernel.hidden is kernel.mask
+    assert "training hides" not in kernel.in_words()
+
+
+def test_noise_blurred_all_round_hides_more_than_its_kernel_and_says_so(tmp_path: Path) -> None:
+    # The correlation of a wide-field image's noise, of lags 0 to 3 along y and x.
+    quarter = np.array(
+        [[1, 0.58, 0.09, -0.03], [0.57, 0.33, 0, -0.04], [0.08, 0, -0.085, -0.02], [-0.03, -0.045, -0.02, 0]]
+    )
+    correlation = np.zeros((512, 512))
+    for y in range(-3, 4):
+        for x in range(-3, 4):
+            correlation[y, x] = quarter[abs(y), abs(x)]
+    spectrum = np.fft.fft2(correlation).real.clip(0)
+    white = np.fft.fft2(np.random.default_rng(3).standard_normal((512, 512)))
+    kernel = extract_noise_kernel(np.fft.ifft2(white * np.sqrt(spectrum)).real)
+    hidden = kernel.hidden
+    assert hidden.sum() > kernel.mask.sum() > 1
+    margins = [(a - b) // 2 for a, b in zip(hidden.shape, kernel.mask.shape, strict=True)]
+    assert hidden[tuple(slice(m, n - m) for m, n in zip(margins, hidden.shape, strict=True))][
+        kernel.mask
+    ].all()
+    np.testing.assert_array_equal(hidden, hidden[::-1, ::-1])
+    assert f"training hides {hidden.shape[0]} x {hidden.shape[1]}, {hidden.sum()} pixels" in kernel.in_words()
+    kernel.save(tmp_path / "kernel.json")
+    np.testing.assert_array_equal(NoiseKernel.load(tmp_path / "kernel.json").hidden, hidden)
+    fitting = fitting_blind_spots(kernel, TrainingOptions())
+    np.testing.assert_array_equal(fitting.mask, hidden)
+
+
+@given(st.integers(0, 99), st.sampled_from([(1, 1), (3, 3), (1, 5), (3, 3, 3)]))
+@settings(max_examples=20, deadline=None)
+def test_a_mask_from_elsewhere_is_hidden_as_it_is(seed: int, shape: tuple[int, ...]) -> None:
+    mask = np.random.default_rng(seed).random(shape) < 0.5
+    mask[tuple(n // 2 for n in shape)] = True
+    kernel = NoiseKernel.from_mask(mask)
+    assert kernel.hidden is kernel.mask
 
 
 # ---- the file

@@ -29,6 +29,8 @@ MOST = 0.08
 _LEAST_GAIN = 0.2
 # Visible pixels that count: so many beyond the kernel along an axis, by number of axes.
 _REACH = {2: 3, 3: 2}
+# Those nearest the pixel tell of it; more would cost seconds in volumes.
+_MOST_VISIBLE = 600
 # A correlation matrix put together from measured lags may have directions of no or of negative variance.
 _LEAST_VARIANCE = 0.02
 
@@ -103,13 +105,18 @@ class _Noise:
         axes = self.correlation.ndim
         reach = np.abs(np.array(list(hidden))).max(0) + _REACH[axes]
         around = product(*(range(-r, r + 1) for r in reach.tolist()))
-        visible = np.array([lag for lag in around if lag not in hidden])
+        outside = sorted((lag for lag in around if lag not in hidden), key=_distance)
+        visible = np.array(outside[:_MOST_VISIBLE])
         own = self.at(visible)
         # Only those count that tell of the pixel, or of another that does.
         among = self.at(visible[:, None] - visible[None])
         variances, directions = np.linalg.eigh(among)
         told = directions.T @ own
         return float((told**2 / np.maximum(variances, _LEAST_VARIANCE)).sum())
+
+
+def _distance(lag: Lag) -> tuple[int, Lag]:
+    return sum(step**2 for step in lag), lag
 
 
 def _lags_of(mask: Kernel) -> frozenset[Lag]:

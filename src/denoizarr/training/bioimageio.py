@@ -140,8 +140,14 @@ def write_package(denoiser: Model, path: str | Path) -> str:
 def _test_shape(denoiser: Model, more: int) -> tuple[int, ...]:
     """Return the smallest extents that leave some output once the halo is cropped, and ``more`` strides."""
     return tuple(
-        2 * h + round_up(_SHORTEST, s) + more * s for h, s in zip(denoiser.halo, denoiser.stride, strict=True)
+        2 * h + round_up(_SHORTEST, s) + more * s
+        for h, s in zip(_aligned_halo(denoiser), denoiser.stride, strict=True)
     )
+
+
+def _aligned_halo(denoiser: Model) -> tuple[int, ...]:
+    """Return the halo in whole strides: who cuts blocks begins them a halo early, and must be on the grid."""
+    return tuple(round_up(h, s) for h, s in zip(denoiser.halo, denoiser.stride, strict=True))
 
 
 def _torchscript(denoiser: Model) -> bytes:
@@ -278,8 +284,8 @@ def _input_axis(denoiser: Model, index: int) -> dict[str, Any]:
 
 def _output_axis(denoiser: Model, index: int) -> dict[str, Any]:
     size = {"tensor_id": "raw", "axis_id": denoiser.axes[index]}
-    halo = {"halo": denoiser.halo[index]} if denoiser.halo[index] else {}
-    return _space(denoiser, index) | {"size": size} | halo
+    halo = _aligned_halo(denoiser)[index]
+    return _space(denoiser, index) | {"size": size} | ({"halo": halo} if halo else {})
 
 
 def _file(name: str, files: dict[str, bytes]) -> dict[str, str]:

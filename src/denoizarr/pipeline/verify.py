@@ -32,7 +32,7 @@ from .verify_findings import ImageFacts, LevelFacts, conclude
 from .verify_report import State, VerifyReport, counted
 
 # A task of a second or so, of units whose flaws and counts stay small; and enough tasks to share out.
-_TASK_VOXELS, _TASK_UNITS, _FEWEST_TASKS = 32 * 2**20, 512, 64
+_TASK_VOXELS, _TASK_UNITS, _FEWEST_TASKS = 32 * 2**20, 512, 16
 # Of a level: a damaged unit is found by its checksum, and a wrong way of making a level in any of these.
 _COMPARED = 64
 _WHOLE = 0.02  # a ratio of scales or shapes this near to a whole number is one
@@ -99,10 +99,11 @@ def verify(
     levels = tuple(level.check for level in facts.levels if level.check is not None)
     claim = None if facts.claim is None else replace(facts.claim, identity={})  # a task stays small
     finished = facts.state != "incomplete"
-    spec = CheckSpec(where, levels, claim, finished, facts.ours, missing, sample, _COMPARED, seed)
+    lacking: Missing = "error" if facts.ours else missing  # our own writer leaves nothing out
+    spec = CheckSpec(where, levels, claim, finished, facts.ours, lacking, sample, _COMPARED, seed)
     tallies = _read(spec, client, progress)
     allowed = nonfinite == "allow"
-    report = conclude(facts, tallies, missing=missing, allow_non_finite=allowed, sample=sample)
+    report = conclude(facts, tallies, missing=lacking, allow_non_finite=allowed, sample=sample)
     return replace(report, seconds=round(time.monotonic() - started, 3))
 
 

@@ -86,7 +86,7 @@ def conclude(
     sample: int | None,
 ) -> VerifyReport:
     """Return the report: every count, and a sentence for each thing that is wrong."""
-    may_lack = missing == "fill" and not facts.ours
+    may_lack = missing == "fill"
     reports: list[LevelReport] = []
     problems = [*facts.problems, *_of_mark(facts)]
     notes = list(_general_notes(facts, sample))

@@ -95,7 +95,7 @@ class LevelReport:
         if self.absent_chunks:
             parts.append(f"{self.absent_chunks:,} chunks absent from their shards")
         if self.agreeing:
-            parts.append(f"{self.agreeing:,} checksums agree")
+            parts.append(f"{self.agreeing:,} as the ledger's checksum says")
         if self.nan or self.infinite:
             parts.append(f"{self.nan:,} NaN, {self.infinite:,} infinite")
         if self.compared:

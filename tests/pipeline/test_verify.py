@@ -376,6 +376,26 @@ def test_an_object_that_cannot_be_read_is_named_and_the_rest_goes_on(output: Pat
     assert any(str(victim.relative_to(output)) in p for p in report.problems)
 
 
+@pytest.mark.parametrize("how", ["flip", "delete"])
+def test_what_is_damaged_is_mended_as_the_note_says(output: Path, version: str, how: str) -> None:
+    before = tree(output)
+    for level, index in ((0, (1, 1, 2)), (1, (0, 0, 1))):
+        victim = unit(output, version, level, *index)
+        flip(victim, 40) if how == "flip" else victim.unlink()
+    notes = [note for note in look(output).notes if "delete the records" in note]
+    named = [word.strip(",") for note in notes for word in note.split() if word.strip(",").endswith(".json")]
+    assert named == ["level-0/00000003.json", "level-1/00000000.json"]
+    for name in named:
+        (Path(ledger_url(str(output))) / name).unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "blocks_per_batch", lambda *_: 4)
+        patch.setattr(pyramid, "blocks_per_batch", lambda *_: 4)
+        summary = save_image(VALUES, output, **(SHARDED if version == "0.5" else PLAIN))
+    assert summary.blocks_done == 8
+    assert look(output).ok
+    assert tree(output) == before
+
+
 # Unfinished outputs.
 
 

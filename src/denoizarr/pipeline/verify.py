@@ -178,7 +178,7 @@ def _levels(where: str, ome: OmeImage, claim: LedgerClaim | None, sample: int | 
         )
         uneven = number > 0 and factors is None
         note = "not a whole-number reduction of the finer level: not compared with it" if uneven else ""
-        found.append(LevelFacts(level.path, tuple(array.shape), check, audit, problem, note))
+        found.append(LevelFacts(level.path, grid.shape, grid.step, check, audit, problem, note))
         finer = array, level
     return found
 

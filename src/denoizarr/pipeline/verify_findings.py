@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from denoizarr.engine.ledger import record_name
 from denoizarr.engine.ledger_audit import LedgerClaim, StepAudit
+from denoizarr.geometry.grids import Grid
 from denoizarr.images.checks import Comparison, LevelToCheck, Tally
 from denoizarr.stores.strict import Missing
 
@@ -24,7 +26,8 @@ class LevelFacts:
     Attributes
     ----------
     path : str
-    shape : tuple of int
+    shape, unit : tuple of int
+        Of the array and of a write unit.
     check : LevelToCheck or None
         None where the array cannot be opened.
     audit : StepAudit or None
@@ -37,6 +40,7 @@ class LevelFacts:
 
     path: str
     shape: tuple[int, ...] = ()
+    unit: tuple[int, ...] = ()
     check: LevelToCheck | None = None
     audit: StepAudit | None = None
     problem: str = ""
@@ -250,8 +254,21 @@ def _notes(level: LevelFacts, tally: Tally, finer: str, may_lack: bool) -> Itera
         n = counted(tally.uncompared, "write unit")
         yield f"{n} not compared: level {finer} cannot be read there"
     n_absent = tally.absent + tally.absent_chunks
+    if records := _records_of(level, tally):
+        yield f"to have what is damaged or absent written again, delete the records {records} and run the job"
     if may_lack and n_absent:
         yield f"{counted(n_absent, 'object')} absent, which read as the fill value"
+
+
+def _records_of(level: LevelFacts, tally: Tally) -> str:
+    """Return the names of the records that vouch for what is damaged or absent: without them it is redone."""
+    if level.audit is None or level.audit.blocks_per_batch == 0:
+        return ""
+    grid = Grid(level.shape, level.unit)
+    starts = [flaw.box.start for flaw in tally.flaws]
+    blocks = [grid.number([a // u for a, u in zip(start, level.unit, strict=True)]) for start in starts]
+    batches = sorted({block // level.audit.blocks_per_batch for block in blocks})
+    return ", ".join(f"{level.audit.step}/{record_name(batch)}" for batch in batches)
 
 
 def _shortened(sentences: Sequence[str], total: int, noun: str) -> Iterator[str]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import denoizarr
 from denoizarr.engine.ledger import Ledger
@@ -103,6 +106,30 @@ def test_an_untouched_output_passes(tmp_path: Path, dims: str, shape: tuple[int,
     assert [level.compared for level in report.levels] == [0, *(level.units for level in report.levels[1:])]
     assert not report.notes
     assert tree(tmp_path) == before, "nothing is changed"
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.data())
+def test_any_layout_passes_and_any_flipped_byte_is_named(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    shape = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 40), st.integers(1, 40)))
+    chunks = data.draw(st.tuples(st.integers(1, 3), st.integers(5, 17), st.integers(5, 17)))
+    multiple = data.draw(st.none() | st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 3)))
+    version = data.draw(st.sampled_from(["0.4", "0.5"])) if multiple is None else "0.5"
+    shards = None if multiple is None else tuple(c * m for c, m in zip(chunks, multiple, strict=True))
+    url = tmp_path_factory.mktemp("any") / "a.ome.zarr"
+    values = VALUES.ravel()[: int(np.prod(shape))].reshape(shape)
+    save_image(values, url, chunks=chunks, shards=shards, ome_version=version, levels=2)
+    report = look(url)
+    assert report.problems == ()
+    assert all(level.agreeing == level.units for level in report.levels)
+    objects = sorted(p for level in report.levels for p in (url / level.path).rglob("*") if p.name.isdigit())
+    victim = data.draw(st.sampled_from([p for p in objects if p.is_file()]))
+    flip(victim, data.draw(st.integers(0, victim.stat().st_size - 1)))
+    report = look(url)
+    assert {f.key.split("#")[0] for f in report.damaged} == {str(victim.relative_to(url))}
+    assert sum(level.damaged for level in report.levels) == 1
 
 
 @pytest.mark.parametrize("dtype", ["i2", "f4", "f8", "bool"])
@@ -310,6 +337,9 @@ def test_a_torn_claim_is_named(output: Path) -> None:
     (Path(ledger_url(str(output))) / "job.json").write_text("{")
     (problem,) = look(output).problems
     assert problem.startswith("the ledger beside it is torn")
+    (Path(ledger_url(str(output))) / "job.json").unlink()
+    (problem,) = look(output).problems
+    assert problem == "the ledger beside it does not say whose it is: its job.json is gone"
 
 
 @pytest.mark.parametrize("version", ["0.5"])
@@ -611,6 +641,23 @@ def test_axes_in_another_order_are_told_as_stored(tmp_path: Path) -> None:
     (url / "s0" / "c" / "1" / "0" / "2").unlink()
     report = look(url)
     assert report.problems == ("level s0: s0/c/1/0/2 (x 16:20, y 0:16, z 32:33) is absent",)
+
+
+def test_memory_is_bounded_by_write_units_and_not_by_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("denoizarr.pipeline.verify.usable_cores", lambda: 1)
+    values = np.random.default_rng(0).integers(0, 99, (48, 512, 512), dtype=np.uint16)
+    save_image(values, tmp_path / "a.ome.zarr", chunks=(1, 256, 256), shards=(1, 512, 512), levels=2)
+    look(tmp_path / "a.ome.zarr", sample=1)  # what is imported and cached on the way is not counted
+    tracemalloc.start()
+    report = look(tmp_path / "a.ome.zarr")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert report.ok
+    assert report.levels[1].compared == 24
+    # A unit with its bytes, and the finer voxels below a chunk as float64: 8 MB, whatever the image's size.
+    assert peak < values.nbytes / 2
 
 
 # What is asked for.

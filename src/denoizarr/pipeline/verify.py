@@ -115,7 +115,9 @@ def _look(where: str, sample: int | None) -> ImageFacts:
     ledger: str | None = beside
     try:
         claim = read_claim(beside)
-        ledger = None if claim is None else beside
+        ledger = beside if locations.exists(beside) else None
+        if claim is None and locations.exists(beside):
+            problems.append("the ledger beside it does not say whose it is: its job.json is gone")
     except MetadataError as error:
         problems.append(f"the ledger beside it is torn: {error}")
     try:

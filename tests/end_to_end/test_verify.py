@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,6 +71,11 @@ def test_a_wrong_request_has_status_2(denoised: Path, arguments: list[str], kind
     done = CliRunner().invoke(app, ["verify", *given])
     assert isinstance(done.exception, kind)
     assert getattr(done.exception, "exit_status", done.exit_code) == 2
+
+
+def test_a_cluster_that_runs_already_does_it(denoised: Path, client: Any) -> None:
+    done = CliRunner().invoke(app, ["verify", str(denoised), "--cluster", client.scheduler.address])
+    assert done.exit_code == 0, done.output
 
 
 def test_a_foreign_image_with_gaps_passes_where_they_are_filled(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from denoizarr.errors import BadRequest, ImageNotFound, NotOmeZarr
 from denoizarr.images import pyramid, save, write
 from denoizarr.images.output import ledger_url
 from denoizarr.images.save import save_image
+from denoizarr.kernels.pooling import mean_pool
 from denoizarr.pipeline.verify import verify
 from denoizarr.pipeline.verify_report import VerifyReport
 from denoizarr.stores import locations
@@ -267,6 +268,17 @@ def test_an_altered_level_is_named_though_it_decodes(output: Path, version: str,
     assert any(p.startswith(f"{where} is not what was written") for p in problems) == with_ledger
     # A sum of four may round to the same: level 2 says so or not.
     assert len([p for p in problems if not p.startswith("level 2")]) == 1 + with_ledger
+
+
+def test_a_level_that_was_made_wrong_is_named_though_its_checksums_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pyramid, "mean_pool", lambda values, factors: mean_pool(values, factors)[..., ::-1])
+    save_image(SMALL, tmp_path / "a.ome.zarr", **{**SHARDED, "levels": 2})
+    report = look(tmp_path / "a.ome.zarr")
+    assert report.levels[1].agreeing == report.levels[1].units
+    assert report.levels[1].inconsistent == report.levels[1].units == len(report.problems)
+    assert all("voxels are not the means of level 0" in p for p in report.problems)
 
 
 def _records(output: Path, level: int) -> list[Path]:

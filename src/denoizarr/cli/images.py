@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -108,6 +109,9 @@ def verify(
     missing: Annotated[
         str, typer.Option(help="A chunk that a foreign image lacks: error, or fill to count it only.")
     ] = "error",
+    cluster: Annotated[
+        str | None, typer.Option(help="Address of a scheduler; default: threads of this process.")
+    ] = None,
     nonfinite: Annotated[str, typer.Option(help="NaN and infinity: error, or allow to count them only.")] = (
         "error"
     ),
@@ -120,9 +124,22 @@ def verify(
 
     Example: `denoizarr verify run/denoised.ome.zarr`
     """
+    from denoizarr.engine.cluster import ClusterSettings, open_client
     from denoizarr.pipeline.verify import verify as run_verify
 
-    report = run_verify(url, sample=sample, seed=seed, missing=missing, nonfinite=nonfinite)  # type: ignore[arg-type]
+    with (
+        nullcontext()
+        if cluster is None
+        else open_client(ClusterSettings("address", address=cluster)) as client
+    ):
+        report = run_verify(
+            url,
+            sample=sample,
+            seed=seed,
+            missing=missing,  # type: ignore[arg-type]  # verify checks both and says what they may be
+            nonfinite=nonfinite,  # type: ignore[arg-type]
+            client=client,
+        )
     say(report.in_words(), report.to_json(), as_json)
     if not report.ok:
         raise typer.Exit(1)

@@ -153,36 +153,37 @@ def _levels(where: str, ome: OmeImage, claim: LedgerClaim | None, sample: int | 
     finer: tuple[zarr.Array[Any], Level] | None = None
     for number, level in enumerate(ome.levels):
         try:
-            array = open_array(where, level.path, "fill")
+            array = _opened(where, level.path, len(ome.dims))
         except BadRequest as error:
             found.append(LevelFacts(level.path, problem=str(error)))
             finer = None
             continue
-        if array.ndim != len(ome.dims):
-            problem = f"an array of {counted(array.ndim, 'axis')}, and the image has {len(ome.dims)}"
-            found.append(LevelFacts(level.path, problem=problem))
-            finer = None
-            continue
+        grid = Grid(tuple(array.shape), write_unit(array))
         problem = "" if claim is None else _other_layout(array, _recorded_levels(claim), number, claim)
         step = "" if claim is None or problem else f"level-{number}"
-        grid = Grid(tuple(array.shape), write_unit(array))
         audit = audit_step(claim, step, len(grid)) if claim is not None and step else None
         factors = None if finer is None else _factors(finer, (array, level))
         n_read = len(grid) if sample is None else min(sample, len(grid))
-        per_task = min(_TASK_VOXELS // prod(grid.step), _TASK_UNITS, ceil_div(n_read, _FEWEST_TASKS))
-        check = LevelToCheck(
-            level.path,
-            len(grid),
-            max(per_task, 1),
-            factors,
-            step,
-            0 if audit is None else audit.blocks_per_batch,
-        )
+        per_task = max(min(_TASK_VOXELS // prod(grid.step), _TASK_UNITS, ceil_div(n_read, _FEWEST_TASKS)), 1)
+        per_batch = 0 if audit is None else audit.blocks_per_batch
+        check = LevelToCheck(level.path, len(grid), per_task, factors, step, per_batch)
         uneven = number > 0 and factors is None
         note = "not a whole-number reduction of the finer level: not compared with it" if uneven else ""
         found.append(LevelFacts(level.path, grid.shape, grid.step, check, audit, problem, note))
         finer = array, level
     return found
+
+
+def _opened(where: str, path: str, n_dims: int) -> zarr.Array[Any]:
+    array = open_array(where, path, "fill")
+    if array.ndim != n_dims:
+        raise MetadataError(
+            "axes and array disagree",
+            where=f"{locations.redact(where)}/{path}",
+            got=f"{array.ndim} array axes",
+            expected=str(n_dims),
+        )
+    return array
 
 
 def _recorded_levels(claim: LedgerClaim | None) -> list[Any]:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from denoizarr.engine import ledger_audit
 from denoizarr.engine.ledger import Ledger
-from denoizarr.engine.ledger_audit import LedgerClaim, audit_step, checksums_of, read_claim
+from denoizarr.engine.ledger_audit import LedgerClaim, audit_step, checksums_of, object_name, read_claim
 from denoizarr.engine.runner import Record, Step, run_step
 from denoizarr.errors import MetadataError
 
@@ -53,6 +54,43 @@ def test_what_is_deleted_is_missing_and_the_rest_is_vouched_for(
     asked = data.draw(st.lists(st.integers(0, n_blocks - 1), max_size=8, unique=True))
     found = checksums_of(claim, "s", asked, n_blocks, audit.blocks_per_batch)
     assert found == {b: f"{b:016x}" for b in asked if b not in lost}
+
+
+def _gather(claim: LedgerClaim, group: int) -> Path:
+    """Put the records of a whole group into one object, in place of theirs."""
+    folder = Path(claim.url) / "s"
+    names = [folder / f"{batch:08d}.json" for batch in range(group * 4, group * 4 + 4)]
+    members = [json.loads(path.read_text()) for path in names]
+    for path, member in zip(names, members, strict=True):
+        del member["job"]
+        path.unlink()
+    there = folder / f"group-{group:06d}.json"
+    there.write_text(json.dumps({"job": claim.job, "records": members}))
+    return there
+
+
+@pytest.mark.parametrize("with_partition", [True, False])
+def test_gathered_records_vouch_as_single_ones_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_partition: bool
+) -> None:
+    monkeypatch.setattr(ledger_audit, "GROUP", 4)
+    claim = _run(tmp_path, 40, 3)
+    if with_partition:
+        partition = {"job": claim.job, "blocks": 40, "blocks_per_batch": 3}
+        (tmp_path / "l" / "s" / "step.json").write_text(json.dumps(partition))
+    _gather(claim, 0)
+    torn = _gather(claim, 2)
+    (tmp_path / "l" / "s" / "00000005.json").unlink()
+    audit = audit_step(claim, "s", 40)
+    assert (audit.blocks_per_batch, audit.missing, audit.bad) == (3, ((15, 18),), ())
+    assert audit.gathered == {0, 2}
+    assert [object_name(b, audit.gathered) for b in (3, 4)] == ["group-000000.json", "00000004.json"]
+    everything = checksums_of(claim, "s", range(40), 40, 3)
+    assert everything == {b: f"{b:016x}" for b in range(40) if b not in range(15, 18)}
+    torn.write_text("{")
+    audit = audit_step(claim, "s", 40)
+    assert audit.missing == ((15, 18), (24, 36))
+    assert audit.bad == (("s/group-000002.json", "is torn"),), "once, not for each of its batches"
 
 
 @pytest.mark.parametrize(

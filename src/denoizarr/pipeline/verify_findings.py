@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from denoizarr.engine.ledger import record_name
-from denoizarr.engine.ledger_audit import LedgerClaim, StepAudit
+from denoizarr.engine.ledger_audit import LedgerClaim, StepAudit, object_name
 from denoizarr.geometry.grids import Grid
 from denoizarr.images.checks import Comparison, LevelToCheck, Tally
 from denoizarr.stores.strict import Missing
@@ -267,8 +266,9 @@ def _records_of(level: LevelFacts, tally: Tally) -> str:
     grid = Grid(level.shape, level.unit)
     starts = [flaw.box.start for flaw in tally.flaws]
     blocks = [grid.number([a // u for a, u in zip(start, level.unit, strict=True)]) for start in starts]
-    batches = sorted({block // level.audit.blocks_per_batch for block in blocks})
-    return ", ".join(f"{level.audit.step}/{record_name(batch)}" for batch in batches)
+    batches = {block // level.audit.blocks_per_batch for block in blocks}
+    names = sorted({object_name(batch, level.audit.gathered) for batch in batches})
+    return ", ".join(f"{level.audit.step}/{name}" for name in names)
 
 
 def _shortened(sentences: Sequence[str], total: int, noun: str) -> Iterator[str]:

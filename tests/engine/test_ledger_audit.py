@@ -24,6 +24,8 @@ def _checksum(spec: Any, block: int) -> Record:
 def _run(folder: Path, n_blocks: int, per_batch: int) -> LedgerClaim:
     ledger = Ledger.claim(str(folder / "l"), {"kind": "test"})
     run_step(Step("s", _checksum, None, n_blocks, per_batch), ledger=ledger, progress=False)
+    # Where the partition is on record too, the records must do without it, but for the test that adds it.
+    (folder / "l" / "s" / "step.json").unlink(missing_ok=True)
     claim = read_claim(ledger.url)
     assert claim is not None
     assert claim.job == ledger.job

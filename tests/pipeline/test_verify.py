@@ -629,6 +629,21 @@ def test_what_a_foreign_writer_left_out(tmp_path: Path, shards: tuple[int, ...] 
     assert "which read as the fill value" in " ".join(filled.notes)
 
 
+def test_foreign_stores_of_every_kind(tmp_path: Path, write_store: Any, store_kind: Any) -> None:
+    url = Path(write_store(tmp_path / "f.zarr", SMALL, "zyx", store_kind, chunks=(1, 16, 16)))
+    if store_kind.ome_version is None:
+        with pytest.raises(NotOmeZarr):
+            look(url)
+        return
+    report = look(url)
+    assert report.ok
+    assert report.levels[0].read == (8 if store_kind.sharded else 36)
+    victim = next(p for p in (url / "s0").rglob("*") if p.is_file() and p.name.isdigit())
+    victim.write_bytes(victim.read_bytes()[:9])
+    (found,) = look(url).damaged
+    assert found.key == str(victim.relative_to(url))
+
+
 @pytest.mark.parametrize("codec", ["none", "gzip", "blosc"])
 def test_a_torn_foreign_chunk_is_named(tmp_path: Path, codec: str) -> None:
     codecs: dict[str, Any] = {

@@ -121,7 +121,8 @@ class VerifyReport:
     levels : tuple of LevelReport
         Finest first.
     damaged, missing : tuple of Finding
-        At most 100 of each level; ``levels`` counts all.
+        Objects, at most 100 of each level; ``levels`` counts all. What an unfinished job has still to write
+        is not among the missing: see ``unrecorded`` of its levels.
     problems : tuple of str
         A sentence for each thing that is wrong: what and where. Empty where the image is sound.
     notes : tuple of str

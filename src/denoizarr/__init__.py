@@ -49,6 +49,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "pipeline.plan": ("Plan", "plan"),
     "pipeline.run": ("run_pipeline",),
     "pipeline.demo": ("demo",),
+    "pipeline.verify": ("verify",),
+    "pipeline.verify_report": ("VerifyReport",),
     "errors": (
         "BadRequest",
         "BlockFailed",
@@ -117,6 +119,8 @@ if TYPE_CHECKING:
     from denoizarr.pipeline.plan import Plan as Plan
     from denoizarr.pipeline.plan import plan as plan
     from denoizarr.pipeline.run import run_pipeline as run_pipeline
+    from denoizarr.pipeline.verify import verify as verify
+    from denoizarr.pipeline.verify_report import VerifyReport as VerifyReport
     from denoizarr.report.page import write_report as write_report
     from denoizarr.selection.filters import MaskPatchFilter as MaskPatchFilter
     from denoizarr.selection.filters import MaxPatchFilter as MaxPatchFilter

@@ -1,8 +1,9 @@
-"""Verbs for images: info, convert."""
+"""Verbs for images: info, convert, verify."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -93,3 +94,52 @@ def convert(
         progress=True,
     )
     say(told(summary), summary.to_json(), as_json)
+
+
+@app.command()
+def verify(
+    url: Annotated[str, typer.Argument(help="An OME-Zarr image, finished or not.")],
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Read so many shards or chunks of each level, drawn at random; default all."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    missing: Annotated[
+        str, typer.Option(help="A chunk that a foreign image lacks: error, or fill to count it only.")
+    ] = "error",
+    cluster: Annotated[
+        str | None, typer.Option(help="Address of a scheduler; default: threads of this process.")
+    ] = None,
+    nonfinite: Annotated[str, typer.Option(help="NaN and infinity: error, or allow to count them only.")] = (
+        "error"
+    ),
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Read an image again: is all of it there, is it what was written, does its pyramid agree?
+
+    Exit status 0 if nothing is wrong, 1 if something is; an output that is not finished is wrong, too.
+
+    Example: `denoizarr verify run/denoised.ome.zarr`
+    """
+    from denoizarr.engine.cluster import ClusterSettings, open_client
+    from denoizarr.pipeline.verify import verify as run_verify
+
+    with (
+        nullcontext()
+        if cluster is None
+        else open_client(ClusterSettings("address", address=cluster)) as client
+    ):
+        report = run_verify(
+            url,
+            sample=sample,
+            seed=seed,
+            missing=missing,  # type: ignore[arg-type]  # verify checks both and says what they may be
+            nonfinite=nonfinite,  # type: ignore[arg-type]
+            client=client,
+        )
+    say(report.in_words(), report.to_json(), as_json)
+    if not report.ok:
+        raise typer.Exit(1)

@@ -78,7 +78,7 @@ class Ledger:
         return locations.exists(locations.join(url, "job.json"))
 
     def _key(self, step: str, batch: int) -> str:
-        return locations.join(self.url, step, f"{batch:08d}.json")
+        return locations.join(self.url, step, record_name(batch))
 
     def get(self, step: str, batch: int) -> dict[str, Any] | None:
         """Return the record of a batch, or None where it is not done by this job."""
@@ -111,6 +111,11 @@ class Ledger:
     def put(self, step: str, batch: int, record: dict[str, Any]) -> None:
         """Record a batch as done; the first record of a batch stays."""
         records.create_json(self._key(step, batch), {"job": self.job, **record})
+
+
+def record_name(batch: int) -> str:
+    """Return the name of a batch's record in the folder of its step."""
+    return f"{batch:08d}.json"
 
 
 def _body(identity: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from denoizarr.engine.runner import Step
 from denoizarr.errors import BadRequest, CorruptChunk, ImageNotFound, MisalignedGrid, NotOmeZarr, OutputExists
 from denoizarr.geometry.boxes import Box
 from denoizarr.stores import locations
+from denoizarr.stores.objects import stored_checksum
 from denoizarr.stores.ome_zarr import STATE, ome_attributes
 from denoizarr.stores.strict import chunk_key, write_unit
 
@@ -169,7 +169,7 @@ def write_box(array: zarr.Array[Any], box: Box, values: NDArray[Any]) -> dict[st
     Returns
     -------
     dict
-        ``checksum``: hex digest over the stored objects in key order.
+        ``checksum``: 16 hex digits for each stored object, in key order.
 
     Raises
     ------
@@ -209,12 +209,12 @@ def write_box(array: zarr.Array[Any], box: Box, values: NDArray[Any]) -> dict[st
             raise CorruptChunk(
                 "what was read back is not what was written", where=f"{array.path} {box.slices}"
             )
-        digest = hashlib.blake2b(digest_size=8)
+        checksums = []
         for key in keys:
             data = sync(array.store.get(key, default_buffer_prototype()))
             assert data is not None, f"{key} was read back a moment ago"
-            digest.update(data.to_bytes())
-    return {"checksum": digest.hexdigest()}
+            checksums.append(stored_checksum(data.to_bytes()))
+    return {"checksum": "".join(checksums)}
 
 
 def _units_in(box: Box, unit: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -32,16 +33,28 @@ def demo(
 
 @app.command()
 def plan(
-    job: Annotated[Path, typer.Argument(help="A job file.")], as_json: Json = False, debug: Debug = False
+    job: Annotated[Path, typer.Argument(help="A job file.")],
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Measure a few blocks, and project the inference on so many workers."),
+    ] = None,
+    store_rate: Annotated[
+        float | None,
+        typer.Option(help="What the store gives all workers together, in MB/s. [default: grows with them]"),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """The dry run: what a job would read, write, need and take, and why it would be refused.
 
-    Example: `denoizarr plan job.yaml`
+    Example: `denoizarr plan job.yaml --workers 100 --store-rate 5000`
     """
     from denoizarr.pipeline.plan import plan as run_plan
+    from denoizarr.pipeline.scaling import in_words
     from denoizarr.report.words import duration
 
-    planned = run_plan(job)
+    rate = inf if store_rate is None else store_rate * 1e6
+    planned = run_plan(job, workers=workers, store_bytes_per_second=rate)
     if planned.problems:
         say("\n".join(f"problem: {problem}" for problem in planned.problems), planned.to_json(), as_json)
         raise typer.Exit(2)
@@ -53,6 +66,8 @@ def plan(
         f"computes {planned.recompute_factor:.2f} voxels per voxel kept\n"
         f"roughly {duration(planned.seconds)} on this machine, training included"
     )
+    if planned.projection is not None:
+        lines += f"\n{in_words(planned.projection, planned.workers)}"
     lines = "\n".join([lines, *(f"note: {note}" for note in planned.notes)])
     say(lines, planned.to_json(), as_json)
 

@@ -256,6 +256,11 @@ def _channels(image: xr.DataArray) -> int:
     return int(image.sizes.get("c", 1))
 
 
+def untrained_network(checked: CheckedJob) -> Denoiser:
+    """Return a network of the last stage's shape with random weights."""
+    return _untrained(checked.stage2 or checked.stage1, _channels(checked.images[0]))
+
+
 def _untrained(options: TrainingOptions | None, channels: int) -> Denoiser:
     """Return a network of the right shape and random weights: what a plan needs of a model."""
     assert options is not None, "a job has a stage"

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any
 
 from denoizarr.engine.cluster import usable_cores
+from denoizarr.engine.simulation import Projection
 from denoizarr.errors import BadData, BadRequest, Unfinished
 from denoizarr.training.options import TrainingOptions
 
-from .checked_job import check_job
+from .checked_job import CheckedJob, check_job, untrained_network
 from .config import JobConfig
+from .scaling import measure_blocks, project_workers
 
 # The standard network (depth 2, 32 features) on one CPU core: voxels predicted, patch voxels trained.
 _PREDICTED_PER_SECOND = 0.44e6
@@ -39,6 +41,10 @@ class Plan:
     seconds : float
         A rough guess from constants of one CPU core, with training, start-up and report; within a factor of
         two.
+    workers : int
+        For which ``projection`` is; 0 where none was asked for.
+    projection : Projection or None
+        Of the inference on so many workers like one core of this machine, after a few blocks were measured.
     problems : tuple of str
         Why the job would be refused; empty where it would start.
     notes : tuple of str
@@ -52,6 +58,8 @@ class Plan:
     bytes_per_worker: int = 0
     recompute_factor: float = 1.0
     seconds: float = 0.0
+    workers: int = 0
+    projection: Projection | None = None
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -60,12 +68,22 @@ class Plan:
         return asdict(self)
 
 
-def plan(config: JobConfig | Mapping[str, Any] | str | Path) -> Plan:
+def plan(
+    config: JobConfig | Mapping[str, Any] | str | Path,
+    *,
+    workers: int | None = None,
+    store_bytes_per_second: float = inf,
+) -> Plan:
     """Say what a job would do, without doing any of it.
 
     Parameters
     ----------
     config : JobConfig, dict or path of a YAML file
+    workers : int, optional
+        Also project the inference on so many workers: four blocks are read, denoised by an untrained network
+        of the right shape, and written to a temporary folder; the rest is played out by the engine's rules.
+    store_bytes_per_second : float
+        What the store gives all of them together, for the projection.
 
     Returns
     -------
@@ -83,11 +101,11 @@ def plan(config: JobConfig | Mapping[str, Any] | str | Path) -> Plan:
     except (BadRequest, BadData, Unfinished) as error:
         return Plan(problems=(str(error),))
     planned = checked.predictions
-    workers = usable_cores() if job.cluster.workers == "auto" else job.cluster.workers
+    cores = usable_cores() if job.cluster.workers == "auto" else job.cluster.workers
     voxels = sum(prod(p.reader.shape) * p.recompute_factor for p in planned)
     times = 1 + int(checked.stage1 is not None and checked.stage2 is not None and job.output.keep_stage1)
     cost = _cost(checked.stage2 or checked.stage1)
-    inference = times * voxels * cost / _PREDICTED_PER_SECOND / workers
+    inference = times * voxels * cost / _PREDICTED_PER_SECOND / cores
     training = sum(_training_seconds(o) for o in (checked.stage1, checked.stage2) if o is not None)
     return Plan(
         blocks=times * sum(p.blocks for p in planned),
@@ -97,8 +115,28 @@ def plan(config: JobConfig | Mapping[str, Any] | str | Path) -> Plan:
         bytes_per_worker=max(p.bytes_per_worker for p in planned),
         recompute_factor=max(p.recompute_factor for p in planned),
         seconds=round(_START_UP_SECONDS + inference + training, 1),
+        workers=workers or 0,
+        projection=_projection(checked, workers, store_bytes_per_second, times) if workers else None,
         notes=_notes(job),
     )
+
+
+def _projection(checked: CheckedJob, workers: int, store_bytes_per_second: float, times: int) -> Projection:
+    """Return the projection of all images one after another, as often as they are denoised."""
+    network = untrained_network(checked)
+    parts = [
+        project_workers(
+            measure_blocks(network, planned), planned, workers, store_bytes_per_second=store_bytes_per_second
+        )
+        for planned in checked.predictions
+    ]
+    seconds = [part.seconds for part in parts]
+    whole = sum(seconds)
+    shares = {
+        name: sum(getattr(part, name) * s for part, s in zip(parts, seconds, strict=True)) / whole
+        for name in ("efficiency", "driver_share", "store_share")
+    }
+    return Projection(times * whole, **shares)
 
 
 def _notes(job: JobConfig) -> tuple[str, ...]:

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from scipy.ndimage import correlate, gaussian_filter
 
 from denoizarr.kernels.centre_weights import (
+    Centre,
     axis_lags,
     fit_centre_weights,
+    fit_shift,
     footprint_of,
     keep_centres,
     mean_nearby,
@@ -199,7 +201,7 @@ def test_levels_differ_in_float32_where_there_is_no_noise(noise):
 def test_levels_that_are_one_after_scaling_give_numbers():
     levels, weights = torch.tensor([1.0, 1.0, 2.0]), torch.tensor([0.0, 1.0, 1.0])
     predicted = torch.tensor([0.0, 1.0, 1.5, 3.0])
-    assert torch.isfinite(keep_centres(torch.zeros(4), predicted, levels, weights)).all()
+    assert torch.isfinite(keep_centres(torch.zeros(4), predicted, Centre(levels, weights))).all()
 
 
 @given(st.integers(0, 2**16))
@@ -210,9 +212,28 @@ def test_values_are_kept_by_the_plain_definition(seed):
     weights = rng.random(6)
     noisy, predicted = rng.standard_normal((2, 3, 5, 7)) * 3
     predicted.flat[:6] = levels
-    kept = keep_centres(*map(torch.from_numpy, (noisy, predicted, levels, weights)))
-    expected = predicted + np.interp(predicted, levels, weights) * (noisy - predicted)
-    np.testing.assert_allclose(kept.numpy(), expected, rtol=1e-12, atol=1e-12)
+    noisy_, predicted_, *curve = map(torch.from_numpy, (noisy, predicted, levels, weights))
+    kept = keep_centres(noisy_, predicted_, Centre(*curve))
+    weight = np.interp(predicted, levels, weights)
+    np.testing.assert_allclose(kept.numpy(), predicted + weight * (noisy - predicted), rtol=1e-12, atol=1e-12)
+    at, by = np.array([-1.0, 0.5, 2.0]), rng.standard_normal(3)
+    shift = (torch.from_numpy(at), torch.from_numpy(by))
+    shifted = predicted + np.interp(predicted, at, by)
+    kept = keep_centres(noisy_, predicted_, Centre(*curve, shift))
+    np.testing.assert_allclose(kept.numpy(), shifted + weight * (noisy - shifted), rtol=1e-12, atol=1e-12)
+
+
+def test_a_shift_is_the_mean_difference_by_level():
+    rng = np.random.default_rng(0)
+    shown = rng.uniform(0, 100, 60_000)
+    hidden = 50 + 0.9 * (shown - 50) + rng.standard_normal(shown.size)
+    levels, shifts = fit_shift(shown, hidden)
+    assert len(levels) == 16
+    np.testing.assert_allclose(shifts, -0.1 * (levels - 50), atol=0.1)
+    # None of it where answers agree, too few are known, or they are all one.
+    assert np.abs(fit_shift(shown, shown)[1]).max() == 0
+    assert fit_shift(shown[:4999], hidden[:4999]) is None
+    assert fit_shift(np.full(9999, 3.0), hidden[:9999]) is None
 
 
 def test_the_kept_share_brings_a_blind_mean_closer_to_the_truth():

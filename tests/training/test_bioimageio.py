@@ -57,7 +57,7 @@ def own(module: nn.Module) -> Denoiser:
     return Denoiser(measure_network(module, 2), module.state_dict(), Normalisation((3e-3,), (1e-3,)))
 
 
-CURVE = CentreWeights((60.0, 100.0, 160.0), (0.1, 0.3, 0.6))
+CURVE = CentreWeights((60.0, 100.0, 160.0), (0.1, 0.3, 0.6), (80.0, 120.0), (2.0, -3.0))
 MODELS = {
     "2D": lambda: ours(2, pixel_size={a: {"value": 0.2, "unit": "micrometer"} for a in "yx"}),
     "3D": lambda: ours(

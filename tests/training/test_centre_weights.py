@@ -153,11 +153,12 @@ def test_a_footprint_is_the_plain_definition(blurred):
     (curve,) = denoiser.centre
     noisy = noisy.astype(np.float64)
     blind = denoiser.with_centre(None).to(precision="float64").denoise(noisy)
+    shifted = blind + np.interp(blind, curve.shift_levels, curve.shifts)
     ones = np.ones((3, 3))
-    over = correlate(noisy - blind, ones, mode="constant") / correlate(
+    over = correlate(noisy - shifted, ones, mode="constant") / correlate(
         np.ones_like(noisy), ones, mode="constant"
     )
-    expected = blind + np.interp(blind, curve.levels, curve.weights) * over
+    expected = shifted + np.interp(blind, curve.levels, curve.weights) * over
     np.testing.assert_allclose(denoiser.to(precision="float64").denoise(noisy), expected, rtol=0, atol=1e-9)
 
 
@@ -183,3 +184,16 @@ def test_a_footprint_is_saved_and_a_damaged_one_refused(blurred, tmp_path):
     np.testing.assert_array_equal(loaded.denoise(noisy), denoiser.denoise(noisy))
     with pytest.raises(BadRequest):
         denoiser.with_centre(denoiser.centre, np.ones((2, 3), bool))
+
+
+@pytest.mark.parametrize(
+    "shift", [((1.0,), (0.5,)), ((1.0, 2.0), (0.5,)), ((2.0, 1.0), (0, 0)), ((), (1.0,))]
+)
+def test_shifts_that_make_no_sense_are_refused(shift):
+    with pytest.raises(ConfigError, match="shifts"):
+        CentreWeights((1.0, 2.0), (0.1, 0.2), *shift)
+
+
+def test_only_a_footprint_comes_with_a_shift(cells, blurred):
+    assert all(not curve.shifts for curve in cells[2].centre)
+    assert all(len(curve.shifts) >= 2 for curve in blurred[2].centre)

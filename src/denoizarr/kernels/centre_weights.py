@@ -29,6 +29,7 @@ where a network answers with the variances and the noise is known; the pairs are
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -144,26 +145,74 @@ def fit_centre_weights(
     return np.array(levels), np.clip(weights, 0.0, 1.0)
 
 
-def keep_centres(
-    noisy: Tensor, predicted: Tensor, levels: Tensor, weights: Tensor, footprint: Kernel | None = None
-) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Centre:
+    """What is kept of a voxel's own value, in the units of a network.
+
+    Attributes
+    ----------
+    levels, weights : Tensor of shape (k,)
+        Levels of the prediction, ascending, and the weight at each.
+    shift : (Tensor, Tensor) of shape (j,), optional
+        Levels of the prediction, ascending, and what is added to it at each.
+    """
+
+    levels: Tensor
+    weights: Tensor
+    shift: tuple[Tensor, Tensor] | None = None
+
+
+def keep_centres(noisy: Tensor, predicted: Tensor, centre: Centre, footprint: Kernel | None = None) -> Tensor:
     """Return ``m + w (x - m)`` voxel by voxel, with ``w`` on straight lines between the levels.
 
     Parameters
     ----------
     noisy, predicted : Tensor of the same shape, (..., [z,] y, x)
-    levels, weights : Tensor of shape (k,)
-        In the same units; ascending.
+    centre : Centre
+        In the same units.
     footprint : ndarray of bool, odd extents ([z,] y, x), optional
         Over which voxels around each ``x - m`` is averaged; None: the voxel alone.
     """
-    above = torch.bucketize(predicted, levels).clamp(1, levels.shape[0] - 1)
-    low, high = levels[above - 1], levels[above]
-    # Levels that are one after scaling divide by next to nothing, not by zero.
-    part = ((predicted - low) / (high - low).clamp_min(torch.finfo(levels.dtype).tiny)).clamp(0, 1)
-    weight = torch.lerp(weights[above - 1], weights[above], part)
+    weight = on_lines(predicted, centre.levels, centre.weights)
+    if centre.shift is not None:
+        predicted = predicted + on_lines(predicted, *centre.shift)
     residual = noisy - predicted
     return predicted + weight * (residual if footprint is None else mean_nearby(residual, footprint))
+
+
+def on_lines(at: Tensor, levels: Tensor, values: Tensor) -> Tensor:
+    """Return values on straight lines between levels, constant beyond the first and the last."""
+    above = torch.bucketize(at, levels).clamp(1, levels.shape[0] - 1)
+    low, high = levels[above - 1], levels[above]
+    # Levels that are one after scaling divide by next to nothing, not by zero.
+    part = ((at - low) / (high - low).clamp_min(torch.finfo(levels.dtype).tiny)).clamp(0, 1)
+    return torch.lerp(values[above - 1], values[above], part)
+
+
+def fit_shift(shown: Floats, hidden: Floats) -> tuple[Floats, Floats] | None:
+    """Return, by level, what an answer to pixels that are seen is to be shifted by.
+
+    Where noise is correlated on all sides, a network that sees the pixels below its kernel makes some use of
+    them, of their noise too: it answers too bright what it answers bright. Hidden, it cannot.
+
+    Parameters
+    ----------
+    shown, hidden : (n,) float64 array
+        Answers where nothing is hidden, and for the same pixels where their kernel is.
+
+    Returns
+    -------
+    (levels, shifts) or None
+        Float64 arrays (k,), k two or more, levels ascending. None for too few pixels or a single level.
+    """
+    n = min(_MOST_LEVELS, len(shown) // FEWEST_PAIRS)
+    if n < 2:
+        return None
+    parts = np.array_split(np.argsort(shown, kind="stable"), n)
+    levels = np.array([shown[part].mean() for part in parts])
+    shifts = np.array([(hidden[part] - shown[part]).mean() for part in parts])
+    apart = bool((np.diff(levels.astype(np.float32)) > 0).all())
+    return (levels, shifts) if apart else None
 
 
 def mean_nearby(values: Tensor, footprint: Kernel) -> Tensor:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from denoizarr.errors import BadRequest
 from denoizarr.geometry.grids import round_up
-from denoizarr.kernels.centre_weights import keep_centres
+from denoizarr.kernels.centre_weights import Centre, keep_centres
 from denoizarr.kernels.waves import Frequency
 from denoizarr.stores import locations
 
@@ -62,7 +62,7 @@ class Model(Protocol):
     blind_spot: NDArray[np.bool_]
     periodic: tuple[Frequency, ...]
     module: nn.Module
-    kept: list[tuple[Tensor, Tensor]]
+    kept: list[Centre]
     footprint: NDArray[np.bool_] | None
     digest: str
 
@@ -83,7 +83,7 @@ class _Channels(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        kept: Sequence[tuple[Tensor, Tensor]],
+        kept: Sequence[Centre],
         footprint: NDArray[np.bool_] | None,
     ) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class _Channels(nn.Module):
         if not self.kept:
             return answer
         channels = [
-            keep_centres(x[:, c], answer[:, c], *curve, self.footprint) for c, curve in enumerate(self.kept)
+            keep_centres(x[:, c], answer[:, c], curve, self.footprint) for c, curve in enumerate(self.kept)
         ]
         return torch.stack(channels, 1)
 

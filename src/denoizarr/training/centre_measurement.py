@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, compress
 from typing import Any
@@ -19,14 +19,16 @@ from denoizarr.kernels.blindspot import draw_blind_spots, largest_percentage
 from denoizarr.kernels.centre_weights import (
     axis_lags,
     fit_centre_weights,
+    fit_shift,
     footprint_of,
+    keep_centres,
     mean_nearby,
     pair_kernel,
     pair_lags,
 )
 from denoizarr.selection.patch_index import PatchIndex
 
-from .centre_weights import CentreWeights
+from .centre_weights import CentreWeights, in_units
 from .denoiser import Denoiser
 from .exactness import step_precision
 from .options import TrainingOptions
@@ -34,7 +36,7 @@ from .patch_stream import validation_patches
 
 # Enough for sixteen levels; a million voxels in a pass are a second or two of a core.
 _PAIRS, _VOXELS = 60_000, 2**20
-_FEWEST_PATCHES, _MOST_PATCHES, _MOST_PASSES = 16, 1024, 16
+_FEWEST_PATCHES, _MOST_PATCHES, _MOST_PASSES, _SHIFT_PASSES = 16, 1024, 16, 4
 # Masks of their own: the number of no epoch, nor of the validation's.
 _EPOCH = -2
 Floats = NDArray[np.float64]
@@ -81,12 +83,14 @@ def measure_centre_weights(
         sample = _Sample(
             denoiser, patches[:, channel], channel if denoiser.channels > 1 else 0, options, footprint
         )
+        if footprint.size > 1:
+            sample = replace(sample, shift=sample.fit_shift(percentage))
         found = [sample.all_pairs(some, n, percentage) for some, n in zip(lags, turns, strict=True)]
         # What weak correlation of the noise is left, is negative at one of them more than at the other.
         fit = fit_centre_weights(*max(found, key=lambda pairs: float(np.mean(pairs[0] * pairs[1]))))
         if fit is None:
             return None
-        curves.append(CentreWeights(*map(_floats, fit)))
+        curves.append(CentreWeights(*map(_floats, (*fit, *(sample.shift or ())))))
     return tuple(curves)
 
 
@@ -99,6 +103,18 @@ class _Sample:
     channel: int
     options: TrainingOptions
     footprint: NDArray[np.bool_]
+    shift: tuple[Floats, Floats] | None = None
+
+    def fit_shift(self, percentage: float) -> tuple[Floats, Floats] | None:
+        """Return what answers to pixels that are seen are to be shifted by, in intensities, by level."""
+        mean, std = self._scale()
+        shown, hidden = [], []
+        for turn in range(_SHIFT_PASSES):
+            for first, batch in self._batches():
+                masked, centres = self._drawn(batch, self.denoiser.blind_spot, first, turn, percentage)
+                shown.append(self.answers[first][centres].double().cpu().numpy())
+                hidden.append(self._predicted(masked)[centres].double().cpu().numpy())
+        return fit_shift(*(np.concatenate(some) * std + mean for some in (shown, hidden)))
 
     def all_pairs(self, lags: list[tuple[int, ...]], passes: int, percentage: float) -> _Pairs:
         """Return the pairs of some passes over the patches, at these lags in turn."""
@@ -112,13 +128,11 @@ class _Sample:
         In intensities. What is kept is the mean over the footprint of what the network leaves of the patch
         as it is, nothing hidden; of a single pixel, its residual as it was hidden.
         """
-        kernel, options = pair_kernel(self.denoiser.blind_spot, lag), self.options
+        kernel = pair_kernel(self.denoiser.blind_spot, lag)
         mean, std = self._scale()
         found = []
         for first, batch in self._batches():
-            numbers = torch.arange(first, first + len(batch), device=batch.device)
-            draws: dict[str, Any] = {"seed": options.seed, "epoch": _EPOCH - turn, "numbers": numbers}
-            hidden, centres = draw_blind_spots(batch, kernel, percentage, options.masking_strategy, **draws)
+            hidden, centres = self._drawn(batch, kernel, first, turn, percentage)
             predicted = self._predicted(hidden)
             residual = batch - predicted
             own = residual if self.footprint.size == 1 else self.nearby[first]
@@ -136,11 +150,26 @@ class _Sample:
         one, other, level, kept = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return one, other, level, kept
 
+    def _drawn(
+        self, batch: Tensor, kernel: NDArray[np.bool_], first: int, turn: int, percentage: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return a batch with this kernel's blind spots, drawn anew for each turn, and their centres."""
+        numbers = torch.arange(first, first + len(batch), device=batch.device)
+        draws: dict[str, Any] = {"seed": self.options.seed, "epoch": _EPOCH - turn, "numbers": numbers}
+        return draw_blind_spots(batch, kernel, percentage, self.options.masking_strategy, **draws)
+
+    @cached_property
+    def answers(self) -> dict[int, Tensor]:
+        """What the network makes of each batch, nothing hidden, by the number of its first patch."""
+        return {first: self._predicted(batch) for first, batch in self._batches()}
+
     @cached_property
     def nearby(self) -> dict[int, Tensor]:
         """What the network leaves of each batch, over the footprint, by the number of its first patch."""
+        nothing_kept = CentreWeights((0.0, 1.0), (0.0, 0.0), *map(_floats, self.shift or ()))
+        centre = in_units(nothing_kept, *self._scale(), torch.float32, self.denoiser.device)
         return {
-            first: mean_nearby(batch - self._predicted(batch), self.footprint)
+            first: mean_nearby(batch - keep_centres(batch, self.answers[first], centre), self.footprint)
             for first, batch in self._batches()
         }
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from denoizarr.errors import ConfigError
+from denoizarr.kernels.centre_weights import Centre
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,8 @@ class CentreWeights:
         In raw intensities, ascending, two or more.
     weights : tuple of float
         From 0 (the network's answer alone) to 1; between levels on straight lines, beyond them constant.
+    shift_levels, shifts : tuple of float
+        What is added to the network's answer first, by its level, in raw intensities; likewise. Or nothing.
 
     Raises
     ------
@@ -32,17 +36,26 @@ class CentreWeights:
 
     levels: tuple[float, ...]
     weights: tuple[float, ...]
+    shift_levels: tuple[float, ...] = ()
+    shifts: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        # As networks are run: levels that differ in float64 alone are one in float32.
-        with np.errstate(over="ignore"):
-            levels = np.array(self.levels, np.float64).astype(np.float32)
-        ascending = len(levels) >= 2 and np.isfinite(levels).all() and (np.diff(levels) > 0).all()
-        shares = all(math.isfinite(w) and 0 <= w <= 1 for w in self.weights)
-        if not ascending or not shares or len(self.levels) != len(self.weights):
-            got = f"{len(self.levels)} levels, {len(self.weights)} weights: {self.levels}, {self.weights}"
-            expected = "two or more levels that ascend in float32, and a weight from 0 to 1 for each"
-            raise ConfigError("not weights by level", where="centre", got=got[:200], expected=expected)
+        _check_levels(self.levels, self.weights, "weights")
+        if self.shift_levels or self.shifts:
+            _check_levels(self.shift_levels, self.shifts, "shifts")
+        if not all(0 <= weight <= 1 for weight in self.weights):
+            raise ConfigError("a weight is from 0 to 1", where="centre", got=str(self.weights)[:200])
+
+
+def _check_levels(levels: tuple[float, ...], values: tuple[float, ...], name: str) -> None:
+    # As networks are run: levels that differ in float64 alone are one in float32.
+    with np.errstate(over="ignore"):
+        in_float32 = np.array(levels, np.float64).astype(np.float32)
+    ascending = len(levels) >= 2 and np.isfinite(in_float32).all() and (np.diff(in_float32) > 0).all()
+    if not ascending or len(levels) != len(values) or not all(map(math.isfinite, values)):
+        got = f"{len(levels)} levels, {len(values)} {name}: {levels}, {values}"
+        expected = "two or more levels that ascend in float32, and a finite number for each"
+        raise ConfigError(f"not {name} by level", where="centre", got=got[:200], expected=expected)
 
 
 def in_units(
@@ -51,8 +64,15 @@ def in_units(
     std: float,
     dtype: torch.dtype,
     device: torch.device,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return levels, in units of a channel's standard deviation, and weights as tensors."""
-    levels = (np.array(curve.levels, np.float64) - mean) / std
-    weights = torch.tensor(curve.weights, dtype=dtype, device=device)
-    return torch.tensor(levels, dtype=dtype, device=device), weights
+) -> Centre:
+    """Return a channel's curves in units of its standard deviation, as tensors."""
+
+    def tensor(values: Any) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    levels, shift_levels = (
+        (np.array(some, np.float64) - mean) / std for some in (curve.levels, curve.shift_levels)
+    )
+    shifts = np.array(curve.shifts, np.float64) / std
+    shift = (tensor(shift_levels), tensor(shifts)) if curve.shifts else None
+    return Centre(tensor(levels), tensor(curve.weights), shift)

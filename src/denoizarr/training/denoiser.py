@@ -101,9 +101,9 @@ class Denoiser:
     Attributes
     ----------
     axes : {"yx", "zyx"}
-    kept : list of (Tensor, Tensor)
-        Per channel levels and weights of what is kept, in units of the standard deviation, as
-        :func:`~denoizarr.kernels.centre_weights.keep_centres` takes them.
+    kept : list of Centre
+        Per channel what is kept of a voxel's own value, in units of the standard deviation, as
+        :func:`~denoizarr.kernels.centre_weights.keep_centres` takes it.
     module : torch.nn.Module
         The network as it is run, its norms folded: maps (n, 1, [z,] y, x), normalised, to the same shape.
     halo, stride : tuple of int
@@ -255,7 +255,7 @@ class Denoiser:
             # One's own network may work in the place of its input, which is needed once more.
             answer = self.module(seen.clone()[None, None])[0, 0]
             if self.kept:
-                answer = keep_centres(seen, answer, *self.kept[channel], self.footprint)
+                answer = keep_centres(seen, answer, self.kept[channel], self.footprint)
             # A network may hand back its input, which must not be scaled in its place.
             result: NDArray[Any] = answer.cpu().numpy().copy()
         result *= self._numpy(target.std[channel])
@@ -321,7 +321,10 @@ class Denoiser:
         periodic = {"periodic": [list(frequency) for frequency in self.periodic]} if self.periodic else {}
         centre: dict[str, Any] = {}
         if self.centre is not None:
-            centre["centre"] = [asdict(curve) for curve in self.centre]
+            centre["centre"] = [
+                {name: list(values) for name, values in asdict(curve).items() if values}
+                for curve in self.centre
+            ]
         if self.footprint is not None:
             centre["footprint"] = self.footprint.astype(int).tolist()
         return (

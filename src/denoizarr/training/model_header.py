@@ -11,7 +11,8 @@
     blind_spot           0 and 1, nested along ``axes``: what was hidden around a predicted voxel
     patch_size           per axis of ``axes``, in voxels
     pixel_size           by axis {"value": ..., "unit": ...}, of the image that it was trained on, or null
-    centre               [{"levels": [...], "weights": [...]} per channel]; absent for none
+    centre               [{"levels": [...], "weights": [...]} per channel], and where the answer is shifted
+                         "shift_levels" and "shifts"; absent for none
     footprint            0 and 1, nested along ``axes``: the voxels averaged for it; absent for one
     periodic             [[fy, fx], ...] in cycles per pixel: lines taken out of every image; absent for none
     example              one's own network only: what it answers to a fixed tile
@@ -51,6 +52,7 @@ _MOST_CHANNELS, _WIDEST_KERNEL, _WIDEST_REACH = 2**16, 1024, 2**16
 # Half a cycle per pixel, and what refining may add to it.
 _MOST_LINES, _HIGHEST = 1024, 0.51
 _MOST_LEVELS = 1024
+_CURVE = ("levels", "weights", "shift_levels", "shifts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,17 +348,16 @@ def _centre(value: Any, normalisation: Normalisation) -> tuple[CentreWeights, ..
         raise ConfigError("not weights per channel", got=repr(value)[:200])
     curves = []
     for entry in map(_mapping, value):
-        for part in ("levels", "weights"):
-            numbers = entry[part]
+        if set(entry) not in ({*_CURVE[:2]}, {*_CURVE}):
+            raise ConfigError("a field is missing or unknown", got=", ".join(sorted(entry))[:200])
+        for part, numbers in entry.items():
             if (
                 not isinstance(numbers, list)
                 or len(numbers) > _MOST_LEVELS
                 or not all(map(_is_number, numbers))
             ):
                 raise ConfigError("not one number per level", where=part, got=repr(numbers)[:200])
-        if set(entry) != {"levels", "weights"}:
-            raise ConfigError("a field is unknown", got=", ".join(sorted(entry))[:200])
-        curves.append(CentreWeights(tuple(map(float, entry["levels"])), tuple(map(float, entry["weights"]))))
+        curves.append(CentreWeights(**{part: tuple(map(float, numbers)) for part, numbers in entry.items()}))
     return checked_centre(curves, normalisation, None)
 
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+from functools import partial
 from typing import Any
 
-from denoizarr.errors import CorruptChunk, MissingChunk, StoreUnavailable
+from denoizarr.errors import (
+    BadRequest,
+    CorruptChunk,
+    MissingChunk,
+    NoSpace,
+    PermissionDenied,
+    StoreUnavailable,
+)
 from denoizarr.stores import locations
 
 ERRORS = {
@@ -15,6 +24,11 @@ ERRORS = {
     "outage": StoreUnavailable,
     "foreign": RuntimeError,
     "value": ValueError,
+    "request": BadRequest,
+    "full": NoSpace,
+    "forbidden": PermissionDenied,
+    "timeout": TimeoutError,
+    "stale": partial(OSError, errno.ESTALE),
 }
 
 
@@ -36,6 +50,16 @@ def fail(spec: dict[str, str], block: int) -> dict[str, Any]:
             if kind in ("foreign", "value")
             else ERRORS[kind]("block is bad", where=f"block {block}")
         )
+    return {"block": block}
+
+
+def fail_at_first(spec: dict[str, Any], block: int) -> dict[str, Any]:
+    """Fail so often before block ``spec["block"]`` is done (None: every block); leave a mark each time."""
+    tried = 0
+    while not locations.create(locations.join(spec["marks"], f"{block}-{tried}"), b""):
+        tried += 1
+    if spec["block"] in (None, block) and tried < spec["times"]:
+        raise ERRORS[spec["kind"]](f"try {tried} of block {block}")
     return {"block": block}
 
 

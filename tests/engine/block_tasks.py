@@ -70,6 +70,20 @@ def die_once(spec: str, block: int) -> dict[str, Any]:
     return {"block": block, "pid": os.getpid()}
 
 
+def freeze_once(spec: str, block: int) -> dict[str, Any]:
+    """Stop this worker in the middle of block 3, the first time, as a machine that hangs does."""
+    if block == 3 and locations.create(locations.join(spec, "frozen"), str(os.getpid()).encode()):
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return {"block": block, "pid": os.getpid()}
+
+
+def kill_always(spec: Any, block: int) -> dict[str, Any]:
+    """Kill every worker that begins block 3."""
+    if block == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"block": block}
+
+
 def add_up(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Merge a batch."""
     return {"total": sum(r["square"] for r in results), "blocks": [r["block"] for r in results]}

@@ -5,10 +5,19 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
-from denoizarr.errors import BlockFailed, ClusterLost, DenoizarrError, NoSpace, PermissionDenied
+from denoizarr.errors import (
+    BlockFailed,
+    ClusterLost,
+    DenoizarrError,
+    NoSpace,
+    PermissionDenied,
+    StoreUnavailable,
+)
 
 _LOG = logging.getLogger(__name__)
 _OUTAGES = (NoSpace, PermissionDenied, ClusterLost)
+# Each of these has taken minutes of tries: so many in a row are no accident.
+_SLOW_FAILURES = (StoreUnavailable, BlockFailed, TimeoutError)
 # A step whose first batches all fail fails for all: a hundred thousand such lines would help nobody.
 _HOPELESS_AFTER = 20
 _LINES = 20
@@ -31,7 +40,7 @@ class Failures:
         self._first: tuple[int, BaseException] | None = None
         self._kinds: Counter[type[BaseException]] = Counter()
         self._statuses: set[int] = set()
-        self._successes = 0
+        self._successes = self._slow_in_a_row = 0
         self._outage = False
 
     def __bool__(self) -> bool:
@@ -44,16 +53,19 @@ class Failures:
 
     @property
     def are_hopeless(self) -> bool:
-        """Whether the next batches would fail as well: an outage, or not one success so far."""
-        return self._outage or (self._successes == 0 and self.count >= _HOPELESS_AFTER)
+        """Whether the next batches would fail as well: an outage, or not one success so far, or lately."""
+        none_so_far = self._successes == 0 and self.count >= _HOPELESS_AFTER
+        return self._outage or none_so_far or self._slow_in_a_row >= _HOPELESS_AFTER
 
     def succeeded(self) -> None:
         """Count a batch that is done."""
         self._successes += 1
+        self._slow_in_a_row = 0
 
     def add(self, batch: int, error: BaseException) -> None:
         """Take note of a batch that failed, and say so in the log."""
         self._outage = self._outage or isinstance(error, _OUTAGES)
+        self._slow_in_a_row = self._slow_in_a_row + 1 if isinstance(error, _SLOW_FAILURES) else 0
         self._statuses.add(getattr(error, "exit_status", 1))
         self._kinds[type(error)] += 1
         # By batch and not by time: which error is raised must not depend on who was faster.

@@ -13,6 +13,7 @@ Keys are deterministic, so no listing is ever trusted; records are put if absent
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +98,15 @@ class Ledger:
                 remedy="delete the ledger and the output",
             )
         return record
+
+    def done(self, step: str, n_batches: int) -> bytearray:
+        """Return a one for every batch of a step that is done, a zero for the others."""
+        return bytearray(self.get(step, batch) is not None for batch in range(n_batches))
+
+    def records(self, step: str, n_batches: int) -> Iterator[dict[str, Any] | None]:
+        """Yield the record of every batch of a step in order, None where there is none."""
+        for batch in range(n_batches):
+            yield self.get(step, batch)
 
     def holds(self, step: str, n_batches: int) -> bool:
         """Tell whether every batch of a step has its record."""

@@ -9,25 +9,27 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing
 from functools import partial
 from typing import Any
 
-from denoizarr.errors import ClusterLost, DenoizarrError
+from denoizarr.errors import BlockFailed, Stopped
 
 from .batches import Record as Record
 from .batches import Step as Step
 from .batches import Task as Task
 from .batches import peak_bytes as peak_bytes
 from .batches import run_batch
+from .crews import Threads, Workers
+from .deadlines import DeadlinePolicy, Deadlines
 from .failures import Failures
 from .ledger import Ledger
 from .progress import Progress
 from .retries import RetryPolicy
+from .stop_signals import StopSignals
+from .waves import Waves
 
-# Enough that a worker never waits for the client, few enough that a kill redoes little.
-_IN_FLIGHT_PER_WORKER = 2
+_DRAINS = "no more batches begin, and those in flight are waited for"
 
 
 def run_step(
@@ -41,6 +43,7 @@ def run_step(
     sink: Callable[[Record], None] | None = None,
     fold: Callable[[Record], None] | None = None,
     retries: RetryPolicy = RetryPolicy(),  # noqa: B008  # frozen
+    deadlines: DeadlinePolicy = DeadlinePolicy(),  # noqa: B008  # frozen
 ) -> list[Record]:
     """Run every batch that the ledger does not hold yet.
 
@@ -62,6 +65,8 @@ def run_step(
         large. Those that arrive before their turn wait.
     retries : RetryPolicy
         Of a block that fails for a passing reason.
+    deadlines : DeadlinePolicy
+        After how long a batch is taken for lost with its worker.
 
     Returns
     -------
@@ -78,118 +83,64 @@ def run_step(
         Blocks failed for reasons of several kinds, or for one that is not ours; the others are done.
     ClusterLost
         The workers or the scheduler went away.
+    Stopped, KeyboardInterrupt, ...
+        What the handler of SIGTERM or Ctrl-C raises, once the batches in flight are on record.
     """
     if client is not None:
         # Here, because distributed would hide our own error ("save it first") in a TypeError of its own.
         pickle.dumps(step.spec)
-    done: dict[int, Record] = {}
-    if ledger is not None:
-        for batch in range(step.n_batches):
-            if (found := ledger.get(step.name, batch)) is not None:
-                # What is folded is read again in its turn, and not held till then.
-                done[batch] = found if fold is None else {}
-    todo = [batch for batch in range(step.n_batches) if batch not in done]
-    records: dict[int, Record] = {batch: {**record, "skipped": True} for batch, record in done.items()}
+    name, n_batches = label or step.name, step.n_batches
+    done = bytearray(n_batches) if ledger is None else ledger.done(step.name, n_batches)
+    arrived: dict[int, Record] = {}
     folded = 0
-    failures = Failures(step.name, label or step.name, step.n_batches)
-    with Progress(label or step.name, step.n_batches, progress) as bar:
-        if done:
-            bar.advance(len(done), "done before")
-        with _executor(client, threads) as (executor, in_flight):
-            for batch, outcome in _waves(
-                executor, partial(run_batch, step, ledger, retries=retries), todo, in_flight, failures
-            ):
-                if isinstance(outcome, BaseException):
-                    failures.add(batch, outcome)
-                else:
-                    failures.succeeded()
-                    if sink is not None:
-                        sink(outcome)
-                    records[batch] = outcome
-                    while fold is not None and ledger is None and folded in records:
-                        fold(records.pop(folded))
-                        folded += 1
-                bar.advance()
+    failures = Failures(step.name, name, n_batches)
+    crew = Threads(threads) if client is None else Workers(client, step.name)
+    work = partial(run_batch, step, ledger, retries=retries)
+    waves = Waves(crew, work, name, Deadlines(deadlines), fetch=ledger is None)
+    todo = (batch for batch in range(n_batches) if not done[batch])
+    # Without a ledger there is nothing to save by waiting.
+    with (
+        StopSignals(ledger is not None, _DRAINS) as stop,
+        Progress(name, n_batches, progress) as bar,
+        closing(waves.run(todo, lambda: not (stop.are_pending or failures.are_hopeless))) as outcomes,
+    ):
+        if n_done := sum(done):
+            bar.advance(n_done, "done before")
+        for batch, outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                failures.add(batch, outcome)
+            else:
+                failures.succeeded()
+                if sink is not None:
+                    sink(outcome)
+                if ledger is None:
+                    arrived[batch] = outcome
+                while fold is not None and folded in arrived:
+                    fold(arrived.pop(folded))
+                    folded += 1
+            bar.advance()
+        is_stopped = stop.are_pending
+    if is_stopped:  # and the handler that was there before let it pass
+        raise Stopped("stopped by a signal", where=name, remedy="run the same job again to resume")
     if failures:
         raise failures.error()
-    if ledger is not None and fold is not None:
-        for batch in range(step.n_batches):
-            fold(_stored(ledger, step, batch))
-    elif ledger is not None:
-        records |= {batch: _stored(ledger, step, batch) for batch in todo}
-    if fold is not None:
-        return []
-    return [records[batch] for batch in range(step.n_batches)]
+    if ledger is None:
+        return [arrived[batch] for batch in range(n_batches)] if fold is None else []
+    stored = _stored(ledger, step, done)
+    if fold is None:
+        return list(stored)
+    for record in stored:
+        fold(record)
+    return []
 
 
-def _stored(ledger: Ledger, step: Step, batch: int) -> Record:
-    stored = ledger.get(step.name, batch)
-    assert stored is not None, f"batch {batch} of {step.name} ended without a record"
-    return stored
-
-
-@contextmanager
-def _executor(client: Any, threads: int) -> Iterator[tuple[Executor, Callable[[], int]]]:
-    """Yield something that runs batches, and what tells how many to hand it at a time."""
-    if client is None:
-        with ThreadPoolExecutor(max(threads, 1), thread_name_prefix="block") as pool:
-            yield pool, lambda: max(threads, 1)
-        return
-    executor = client.get_executor(pure=False)
-    try:
-        # Asked anew at every turn: workers of a cluster join and leave while a step runs.
-        yield executor, lambda: _IN_FLIGHT_PER_WORKER * max(sum(client.nthreads().values()), 1)
-    finally:
-        # Distributed keeps no result that nobody holds; waiting here would wait for a lost cluster too.
-        executor.shutdown(wait=False)
-
-
-def _waves(
-    executor: Executor,
-    work: Callable[[int], Record],
-    todo: list[int],
-    in_flight: Callable[[], int],
-    failures: Failures,
-) -> Iterator[tuple[int, Record | BaseException]]:
-    """Yield (batch, record or error) as batches end, never more than ``in_flight()`` at once."""
-    queue = iter(todo)
-    running: dict[Future[Record], int] = {}
-    try:
-        while True:
-            free = in_flight() - len(running)
-            while (
-                not failures.are_hopeless
-                and (free := free - 1) >= 0
-                and (batch := next(queue, None)) is not None
-            ):
-                running[executor.submit(work, batch)] = batch
-            if not running:
-                return
-            ended, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in sorted(ended, key=running.__getitem__):
-                batch = running.pop(future)
-                error = _error_of(future)
-                yield batch, error if error is not None else future.result()
-    finally:
-        for future in running:
-            future.cancel()
-
-
-def _error_of(future: Future[Record]) -> BaseException | None:
-    try:
-        error = future.exception()
-    except CancelledError as cancelled:
-        error = cancelled
-    if error is None or isinstance(error, DenoizarrError):
-        return error
-    if isinstance(error, CancelledError) or type(error).__name__ in {
-        "KilledWorker",
-        "NoValidWorkerError",
-        "FutureCancelledError",
-    }:
-        return ClusterLost(
-            "the Dask cluster went away",
-            got=str(error) or type(error).__name__,
-            remedy="run the same job again to resume",
-        )
-    return error
+def _stored(ledger: Ledger, step: Step, done_before: bytearray) -> Iterator[Record]:
+    """Yield all records of a step that is done, in batch order."""
+    for batch, record in enumerate(ledger.records(step.name, step.n_batches)):
+        if record is None:
+            raise BlockFailed(
+                "a record was lost or is damaged",
+                where=f"{step.name}, batch {batch}",
+                remedy="run the same job again: that batch is redone",
+            )
+        yield {**record, "skipped": True} if done_before[batch] else record

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from denoizarr.engine.ledger import Ledger
 from denoizarr.engine.retries import ONE_TRY
 from denoizarr.engine.runner import Step, run_step
-from denoizarr.engine.summary import summarise
+from denoizarr.engine.summary import Tally
 from denoizarr.errors import BadRequest, BlockFailed, CorruptChunk, MissingChunk, StoreUnavailable
 from denoizarr.images.save import save_image
 from denoizarr.stores.images import as_image, open_image
@@ -70,7 +70,10 @@ def test_resume_does_only_what_is_not_done(tmp_path: Path, executor: dict[str, A
     assert [r.get("skipped", False) for r in again] == [True, False, True, False]
     done = sorted(p.name for p in marks.iterdir())
     assert done == sorted([f"{b}-0" for b in range(10)] + [f"{b}-1" for b in (3, 4, 5, 9)])
-    summary = summarise("out", again, seconds=1.0)
+    tally = Tally()
+    for record in again:
+        tally.add(record)
+    summary = tally.summary("out", seconds=1.0)
     assert (summary.blocks_total, summary.blocks_done, summary.blocks_skipped) == (10, 4, 6)
 
 

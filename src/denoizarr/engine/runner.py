@@ -7,13 +7,14 @@ it does not depend on who works.
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from typing import Any
 
-from denoizarr.errors import BlockFailed, Stopped
+from denoizarr.errors import BlockFailed, Outage, Stopped
 
 from .batches import Record as Record
 from .batches import Step as Step
@@ -23,12 +24,13 @@ from .batches import run_batch
 from .crews import Threads, Workers
 from .deadlines import DeadlinePolicy, Deadlines
 from .failures import Failures
-from .ledger import Ledger
+from .ledger import GROUP, Ledger
 from .progress import Progress
 from .retries import RetryPolicy
 from .stop_signals import StopSignals
 from .waves import Waves
 
+_LOG = logging.getLogger(__name__)
 _DRAINS = "no more batches begin, and those in flight are waited for"
 
 
@@ -90,7 +92,11 @@ def run_step(
         # Here, because distributed would hide our own error ("save it first") in a TypeError of its own.
         pickle.dumps(step.spec)
     name, n_batches = label or step.name, step.n_batches
-    done = bytearray(n_batches) if ledger is None else ledger.done(step.name, n_batches)
+    done = bytearray(n_batches)
+    if ledger is not None:
+        ledger.begin_step(step.name, step.n_blocks, step.blocks_per_batch)
+        done = ledger.done(step.name, n_batches)
+    gathering = _Gathering(ledger, step, done)
     arrived: dict[int, Record] = {}
     folded = 0
     failures = Failures(step.name, name, n_batches)
@@ -113,6 +119,7 @@ def run_step(
                 failures.succeeded()
                 if sink is not None:
                     sink(outcome)
+                gathering.ended(batch)
                 if ledger is None:
                     arrived[batch] = outcome
                 while fold is not None and folded in arrived:
@@ -126,12 +133,41 @@ def run_step(
         raise failures.error()
     if ledger is None:
         return [arrived[batch] for batch in range(n_batches)] if fold is None else []
+    gathering.finish()
     stored = _stored(ledger, step, done)
     if fold is None:
         return list(stored)
     for record in stored:
         fold(record)
     return []
+
+
+class _Gathering:
+    """Gathers the records of each group of batches as its last one ends: few files, and a quick resume."""
+
+    def __init__(self, ledger: Ledger | None, step: Step, done: bytearray) -> None:
+        self._ledger, self._step = ledger, step.name
+        n_groups = 0 if ledger is None else step.n_batches // GROUP
+        self._left = [done.count(0, g * GROUP, (g + 1) * GROUP) for g in range(n_groups)]
+
+    def ended(self, batch: int) -> None:
+        group = batch // GROUP
+        if group < len(self._left):
+            self._left[group] -= 1
+            if self._left[group] == 0:
+                self._gather(group)
+
+    def finish(self) -> None:
+        """Gather what was done before, by others: shares of a job array, or a driver that was killed."""
+        for group in range(len(self._left)):
+            self._gather(group)
+
+    def _gather(self, group: int) -> None:
+        assert self._ledger is not None, "groups are a ledger's"
+        try:
+            self._ledger.gather(self._step, group)
+        except (Outage, OSError) as error:
+            _LOG.warning("%s: records are left as they are: %s", self._step, error)
 
 
 def _stored(ledger: Ledger, step: Step, done_before: bytearray) -> Iterator[Record]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from denoizarr.engine.driver_lock import only_driver
 from denoizarr.engine.runner import Step, Task, run_step
-from denoizarr.engine.summary import RunSummary, summarise
+from denoizarr.engine.summary import RunSummary, Tally
 from denoizarr.stores.sources import ImageReader
 
 from .layout import OutputLayout
@@ -101,10 +101,8 @@ def write_image(
         step = job.level_0
         reopen_output(layout, ledger, [step, *pyramid_steps(layout)])
         who: dict[str, Any] = {"ledger": ledger, "client": client, "threads": threads, "progress": progress}
-        records = run_step(step, **who, label=job.label)
-        results = [result for record in records for result in record["results"]]
-        absent = {name for result in results for name in result.get("missing_chunks", ())}
-        records += build_pyramid(layout, **who)
+        tally = Tally()
+        run_step(step, **who, label=job.label, fold=tally.add)
+        build_pyramid(layout, **who, fold=tally.add)
         finish_output(layout)
-    seconds = time.monotonic() - started
-    return summarise(layout.url, records, seconds=seconds, changes=job.changes, missing_chunks=len(absent))
+    return tally.summary(layout.url, seconds=time.monotonic() - started, changes=job.changes)

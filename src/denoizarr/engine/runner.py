@@ -27,6 +27,7 @@ from .failures import Failures
 from .ledger import GROUP, Ledger
 from .progress import Progress
 from .retries import RetryPolicy
+from .shares import Share
 from .stop_signals import StopSignals
 from .waves import Waves
 
@@ -46,6 +47,7 @@ def run_step(
     fold: Callable[[Record], None] | None = None,
     retries: RetryPolicy = RetryPolicy(),  # noqa: B008  # frozen
     deadlines: DeadlinePolicy = DeadlinePolicy(),  # noqa: B008  # frozen
+    share: Share | None = None,
 ) -> list[Record]:
     """Run every batch that the ledger does not hold yet.
 
@@ -69,6 +71,8 @@ def run_step(
         Of a block that fails for a passing reason.
     deadlines : DeadlinePolicy
         After how long a batch is taken for lost with its worker.
+    share : Share, optional
+        Run these batches only, and return or fold their records only. Needs a ledger.
 
     Returns
     -------
@@ -96,21 +100,23 @@ def run_step(
     if ledger is not None:
         ledger.begin_step(step.name, step.n_blocks, step.blocks_per_batch)
         done = ledger.done(step.name, n_batches)
-    gathering = _Gathering(ledger, step, done)
+    mine = range(n_batches) if share is None else share.batches(n_batches)
+    # Who has a share does not know when a group is full.
+    gathering = _Gathering(ledger if share is None else None, step, done)
     arrived: dict[int, Record] = {}
     folded = 0
     failures = Failures(step.name, name, n_batches)
     crew = Threads(threads) if client is None else Workers(client, step.name)
     work = partial(run_batch, step, ledger, retries=retries)
     waves = Waves(crew, work, name, Deadlines(deadlines), fetch=ledger is None)
-    todo = (batch for batch in range(n_batches) if not done[batch])
+    todo = (batch for batch in mine if not done[batch])
     # Without a ledger there is nothing to save by waiting.
     with (
         StopSignals(ledger is not None, _DRAINS) as stop,
-        Progress(name, n_batches, progress) as bar,
+        Progress(name, len(mine), progress) as bar,
         closing(waves.run(todo, lambda: not (stop.are_pending or failures.are_hopeless))) as outcomes,
     ):
-        if n_done := sum(done):
+        if n_done := sum(done[batch] for batch in mine):
             bar.advance(n_done, "done before")
         for batch, outcome in outcomes:
             if isinstance(outcome, BaseException):
@@ -134,7 +140,7 @@ def run_step(
     if ledger is None:
         return [arrived[batch] for batch in range(n_batches)] if fold is None else []
     gathering.finish()
-    stored = _stored(ledger, step, done)
+    stored = _stored(ledger, step, done, mine)
     if fold is None:
         return list(stored)
     for record in stored:
@@ -170,9 +176,13 @@ class _Gathering:
             _LOG.warning("%s: records are left as they are: %s", self._step, error)
 
 
-def _stored(ledger: Ledger, step: Step, done_before: bytearray) -> Iterator[Record]:
-    """Yield all records of a step that is done, in batch order."""
-    for batch, record in enumerate(ledger.records(step.name, step.n_batches)):
+def _stored(ledger: Ledger, step: Step, done_before: bytearray, batches: range) -> Iterator[Record]:
+    """Yield the records of batches that are done, in order."""
+    whole = len(batches) == step.n_batches
+    found = (
+        ledger.records(step.name, step.n_batches) if whole else (ledger.get(step.name, b) for b in batches)
+    )
+    for batch, record in zip(batches, found, strict=True):
         if record is None:
             raise BlockFailed(
                 "a record was lost or is damaged",

@@ -315,6 +315,19 @@ def listing_stamp(url: str | Path) -> str:
     return f"{count}-{total % 2**64:016x}"
 
 
+def last_write(url: str | Path, *, apart_from: str) -> float:
+    """Return when the last object right below ``url`` was written, in seconds since 1970; 0 where none was.
+
+    For people to read: a listing of a network disk may be minutes old.
+    """
+    if not exists(url):
+        return 0.0
+    with translated(url):
+        found = obstore.list_with_delimiter(object_store(url))["objects"]
+        times = [entry["last_modified"].timestamp() for entry in found if entry["path"] != apart_from]
+    return max(times, default=0.0)
+
+
 def stored_bytes(url: str | Path) -> int:
     """Return the size of all objects below ``url``, in bytes."""
     if not exists(url):

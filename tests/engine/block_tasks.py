@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 from functools import partial
 from typing import Any
 
@@ -75,6 +76,12 @@ def freeze_once(spec: str, block: int) -> dict[str, Any]:
     if block == 3 and locations.create(locations.join(spec, "frozen"), str(os.getpid()).encode()):
         os.kill(os.getpid(), signal.SIGSTOP)
     return {"block": block, "pid": os.getpid()}
+
+
+def wait_a_little(spec: Any, block: int) -> dict[str, Any]:
+    """Take some milliseconds."""
+    threading.Event().wait(0.01)
+    return {"block": block}
 
 
 def kill_always(spec: Any, block: int) -> dict[str, Any]:

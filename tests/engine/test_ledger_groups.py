@@ -12,7 +12,7 @@ import pytest
 from block_tasks import square
 
 from denoizarr.engine import ledger as ledger_module
-from denoizarr.engine.ledger import GROUP, Ledger, group_name, record_name
+from denoizarr.engine.ledger import GROUP, Ledger, gathered_records, group_name, record_name
 from denoizarr.engine.runner import Step, run_step
 from denoizarr.errors import BlockFailed, LedgerMismatch
 from denoizarr.stores import locations, records
@@ -49,6 +49,8 @@ def test_full_groups_become_one_object_each_and_nothing_else_changes(tmp_path: P
         record = ledger.get("s", batch)
         assert record is not None
         assert (record["batch"], record["job"]) == (batch, ledger.job)
+    assert gathered_records(ledger.url, "s", 1) == [ledger.get("s", batch) for batch in range(8, 16)]
+    assert gathered_records(ledger.url, "s", 2) is None
     again = run_step(step, ledger=ledger, progress=False)
     assert all(r["skipped"] for r in again)
     assert [{**r, "skipped": True} for r in first] == again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -12,14 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from block_tasks import freeze_once, kill_always, square
+from block_tasks import freeze_once, kill_always, square, wait_a_little
+from distributed import Client, LocalCluster
 
 from denoizarr.engine.cluster import ClusterSettings, open_client
 from denoizarr.engine.deadlines import DeadlinePolicy, Deadlines
 from denoizarr.engine.ledger import Ledger
 from denoizarr.engine.runner import Step, run_step
 from denoizarr.engine.waves import Waves
-from denoizarr.errors import BlockFailed
+from denoizarr.errors import BlockFailed, ClusterLost
 from denoizarr.images.layout import plan_layout
 from denoizarr.images.output import begin_output, open_level, write_box
 
@@ -107,8 +109,6 @@ def _run(crew: _Crew, n: int, clock: list[float], policy: DeadlinePolicy = POLIC
 
 @pytest.fixture
 def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Any:
-    import logging
-
     monkeypatch.setattr(logging.getLogger("denoizarr.engine.waves"), "disabled", False)
     caplog.set_level("WARNING", logger="denoizarr")
     return lambda: [record.getMessage() for record in caplog.records]
@@ -219,6 +219,21 @@ def test_a_batch_that_kills_its_workers_fails_by_name_and_the_rest_goes_on(tmp_p
             run_step(step, ledger=ledger, client=client, progress=False, deadlines=DeadlinePolicy(tries=2))
     assert dask.config.get("distributed.scheduler.allowed-failures") == 3
     assert [b for b in range(6) if ledger.get("s", b) is None] == [3]
+
+
+def test_a_cluster_that_goes_away_is_an_error_with_a_name(tmp_path: Path) -> None:
+    step = Step("s", wait_a_little, None, 10_000, 1)
+    ledger = Ledger.claim(str(tmp_path / "l"), {})
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL
+    ) as cluster:
+        client = Client(cluster.scheduler_address, set_as_default=False, timeout=5)
+        end = threading.Timer(1.0, cluster.close)
+        end.start()
+        with pytest.raises(ClusterLost):
+            run_step(step, ledger=ledger, client=client, progress=False)
+        end.join()
+        client.close(timeout=1)
 
 
 def _fail_early(dask_scheduler: Any) -> None:

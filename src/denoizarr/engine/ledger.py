@@ -235,6 +235,27 @@ def group_name(group: int) -> str:
     return f"group-{group:06d}.json"
 
 
+def gathered_records(url: str, step: str, group: int) -> list[dict[str, Any]] | None:
+    """Return a group's records as they lie there, each with its job; None where they are not gathered.
+
+    For readers that change nothing and take nobody's word: a ``Ledger`` deletes what is torn.
+
+    Raises
+    ------
+    MetadataError
+        The group is torn.
+    """
+    key = locations.join(url, step, group_name(group))
+    try:
+        found = records.read_json(key)
+    except ImageNotFound:
+        return None
+    members = found.get("records")
+    if not isinstance(members, list) or len(members) != GROUP:
+        raise MetadataError("a group without its records", where=key)
+    return [{"job": found.get("job"), **record} for record in members]
+
+
 def _body(identity: dict[str, Any]) -> dict[str, Any]:
     """Return what job.json holds, as it comes back: tuples are lists there, and keys are text."""
     body: dict[str, Any] = json.loads(records.canonical({"format": FORMAT, "identity": identity}))

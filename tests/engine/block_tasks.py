@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import threading
+from functools import partial
 from typing import Any
 
-from denoizarr.errors import CorruptChunk, MissingChunk, StoreUnavailable
+from denoizarr.errors import (
+    BadRequest,
+    CorruptChunk,
+    MissingChunk,
+    NoSpace,
+    PermissionDenied,
+    StoreUnavailable,
+)
 from denoizarr.stores import locations
 
 ERRORS = {
@@ -15,6 +25,11 @@ ERRORS = {
     "outage": StoreUnavailable,
     "foreign": RuntimeError,
     "value": ValueError,
+    "request": BadRequest,
+    "full": NoSpace,
+    "forbidden": PermissionDenied,
+    "timeout": TimeoutError,
+    "stale": partial(OSError, errno.ESTALE),
 }
 
 
@@ -39,11 +54,41 @@ def fail(spec: dict[str, str], block: int) -> dict[str, Any]:
     return {"block": block}
 
 
+def fail_at_first(spec: dict[str, Any], block: int) -> dict[str, Any]:
+    """Fail so often before block ``spec["block"]`` is done (None: every block); leave a mark each time."""
+    tried = 0
+    while not locations.create(locations.join(spec["marks"], f"{block}-{tried}"), b""):
+        tried += 1
+    if spec["block"] in (None, block) and tried < spec["times"]:
+        raise ERRORS[spec["kind"]](f"try {tried} of block {block}")
+    return {"block": block}
+
+
 def die_once(spec: str, block: int) -> dict[str, Any]:
     """Kill this worker in the middle of block 3, the first time."""
     if block == 3 and locations.create(locations.join(spec, "killed"), b"1"):
         os.kill(os.getpid(), signal.SIGKILL)
     return {"block": block, "pid": os.getpid()}
+
+
+def freeze_once(spec: str, block: int) -> dict[str, Any]:
+    """Stop this worker in the middle of block 3, the first time, as a machine that hangs does."""
+    if block == 3 and locations.create(locations.join(spec, "frozen"), str(os.getpid()).encode()):
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return {"block": block, "pid": os.getpid()}
+
+
+def wait_a_little(spec: Any, block: int) -> dict[str, Any]:
+    """Take some milliseconds."""
+    threading.Event().wait(0.01)
+    return {"block": block}
+
+
+def kill_always(spec: Any, block: int) -> dict[str, Any]:
+    """Kill every worker that begins block 3."""
+    if block == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"block": block}
 
 
 def add_up(results: list[dict[str, Any]]) -> dict[str, Any]:

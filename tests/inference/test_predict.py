@@ -243,3 +243,20 @@ def test_memory_amounts(text, expected):
 def test_amounts_that_are_none(text):
     with pytest.raises(BadRequest, match="memory_limit"):
         parse_bytes(text)
+
+
+def test_shares_without_a_cluster_give_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr("denoizarr.inference.predict.PREDICTION_BATCH_VOXELS", 64 * 64)  # a block a batch
+    save_image(make_image((3, 100, 120)), tmp_path / "in.ome.zarr", levels=1)
+    how = {"chunks": (1, 32, 32), "shards": (1, 64, 64), "tile_shape": (32, 32), "progress": False}
+    for name in ("whole", "out"):
+        (tmp_path / name).mkdir()
+    arguments = make_denoiser(), tmp_path / "in.ome.zarr"
+    predict(*arguments, tmp_path / "whole" / "a.ome.zarr", **how)
+    out = tmp_path / "out" / "a.ome.zarr"
+    shares = [predict(*arguments, out, share=(number, 2), **how) for number in (2, 1)]
+    assert [s.blocks_done for s in shares] == [6, 6]
+    with pytest.raises(IncompleteOutput):
+        open_image(out)
+    assert predict(*arguments, out, **how).blocks_skipped >= 12
+    assert tree_hash(out) == tree_hash(tmp_path / "whole" / "a.ome.zarr")

@@ -24,6 +24,16 @@ Sizes = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete what lies at the destination first.")]
 
+Blocks = Annotated[
+    str | None,
+    typer.Option(
+        "--blocks",
+        metavar="I/N",
+        help="In a job array: this process's share, 1/N to N/N, without Dask. When all are done, the same "
+        "command without --blocks finishes the output.",
+    ),
+]
+
 
 def say(lines: str, data: Mapping[str, Any], as_json: bool) -> None:
     """Print lines for people, and after them, where asked for, one for machines."""
@@ -47,8 +57,8 @@ def numbers_of(text: str, option: str, kind: Callable[[str], Any]) -> list[Any]:
         ) from None
 
 
-def told(summary: Any) -> str:
-    """Return what a run did, in lines."""
+def told(summary: Any, blocks_option: str | None = None) -> str:
+    """Return what a run did, in lines; of a share, what is left to do."""
     blocks = (
         f"{summary.blocks_done} of {summary.blocks_total} blocks done, {summary.blocks_skipped} done before"
     )
@@ -57,4 +67,6 @@ def told(summary: Any) -> str:
     if summary.missing_chunks:
         lines.append(f"{summary.missing_chunks} absent input chunks were read as the fill value")
     lines += [f"changed: {change}" for change in summary.changes]
+    if blocks_option is not None:
+        lines.append(f"share {blocks_option} is done; when all are, run once more without --blocks to finish")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .app import Debug, Json, Overwrite, Sizes, app, ints_of, numbers_of, say, told
+from .app import Blocks, Debug, Json, Overwrite, Sizes, app, ints_of, numbers_of, say, told
 
 
 @app.command()
@@ -65,6 +65,7 @@ def convert(
     chunks: Sizes = None,
     shards: Sizes = None,
     ome_version: Annotated[str, typer.Option(help="0.5 or 0.4.")] = "0.5",
+    blocks: Blocks = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -76,7 +77,10 @@ def convert(
     Example: `denoizarr convert slices/*.tif stack.ome.zarr --axes zyx --scale 5,2,2`
     """
     from denoizarr.engine.cluster import usable_cores
+    from denoizarr.engine.shares import Share
     from denoizarr.images.convert import convert as run_convert
+
+    share = None if blocks is None else Share.parse(blocks)
 
     if len(paths) < 2:
         raise typer.BadParameter("needs at least one source and a destination", param_hint="SRC... DST")
@@ -92,8 +96,9 @@ def convert(
         overwrite=overwrite,
         threads=usable_cores(),
         progress=True,
+        share=None if share is None else (share.number, share.count),
     )
-    say(told(summary), summary.to_json(), as_json)
+    say(told(summary, blocks), summary.to_json(), as_json)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Verbs for whole jobs: demo, plan, run, report."""
+"""Verbs for whole jobs: demo, plan, run, status, report."""
 
 from __future__ import annotations
 
@@ -90,6 +90,24 @@ def run(
     summary = run_pipeline(job)
     report = Path(summary.destination).parent / "report.html"
     say(f"{told(summary)}\nreport {report}", summary.to_json(), as_json)
+
+
+@app.command()
+def status(
+    where: Annotated[str, typer.Argument(metavar="RUN|OUTPUT", help="A run folder, or an output image.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """How far a job has come: batches done, the last record, whether a driver lives, what to do next.
+
+    It reads only, and may be asked while the job runs or after it died.
+
+    Example: `denoizarr status run`
+    """
+    from denoizarr.pipeline.status import job_status
+
+    found = job_status(where)
+    say(found.in_words(), found.to_json(), as_json)
 
 
 @app.command()

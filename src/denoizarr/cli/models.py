@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .app import Debug, Json, Overwrite, app, say, told
+from .app import Blocks, Debug, Json, Overwrite, app, say, told
 from .looking import patch_of
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ def predict(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the output; default: the input's.")] = None,
     missing: Annotated[str, typer.Option(help="An absent chunk: error or fill.")] = "error",
+    blocks: Blocks = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -171,25 +173,30 @@ def predict(
     Example: `denoizarr predict model.safetensors stack.ome.zarr denoised.ome.zarr`
     """
     from denoizarr.engine.cluster import ClusterSettings, open_client
+    from denoizarr.engine.shares import Share
     from denoizarr.inference.predict import predict as run_predict
     from denoizarr.inference.prediction import parse_bytes
     from denoizarr.stores.images import as_images
     from denoizarr.training.denoiser import Denoiser
 
+    share = None if blocks is None else Share.parse(blocks)
+    if share is not None and (cluster != "local" or workers is not None):
+        raise typer.BadParameter("a share is run by this process alone", param_hint="--blocks")
     limit = parse_bytes(memory_limit)
     denoiser = Denoiser.load(model)  # before a cluster is started for nothing
     as_images(source)
     address = None if cluster == "local" else cluster
     settings = ClusterSettings("local" if address is None else "address", workers or "auto", limit, address)
-    with open_client(settings) as client:
+    with ExitStack() as stack:
         summary = run_predict(
             denoiser,
             source,
             destination,
-            client=client,
+            client=None if share is not None else stack.enter_context(open_client(settings)),
             memory_limit=limit,
             dtype=dtype,
             missing=missing,  # type: ignore[arg-type]  # open_image checks it and says what it may be
             overwrite=overwrite,
+            share=None if share is None else (share.number, share.count),
         )
-    say(told(summary), summary.to_json(), as_json)
+    say(told(summary, blocks), summary.to_json(), as_json)

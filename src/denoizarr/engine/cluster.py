@@ -25,6 +25,8 @@ SETTINGS: dict[str, Any] = {
     "distributed.worker.memory.pause": False,  # our own plan bounds memory; a paused worker would only hang
     "distributed.worker.memory.terminate": 0.98,
     "distributed.comm.timeouts.connect": "60s",
+    # A terminal sends Ctrl-C to workers too, and they would die of it in the middle of what is waited for.
+    "distributed.worker.preload": ["denoizarr.engine.worker_signals"],
 }
 
 

@@ -36,11 +36,16 @@ def only_driver(ledger_url: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if _holder(key) == me:
+        if _note(key) == me:
             locations.delete(key)
 
 
-def _holder(key: str) -> dict[str, Any]:
+def driver_of(ledger_url: str) -> dict[str, Any]:
+    """Return the note of a ledger's driver, host and process; empty where there is none."""
+    return _note(locations.join(ledger_url, "driver.json"))
+
+
+def _note(key: str) -> dict[str, Any]:
     try:
         return records.read_json(key)
     except (ImageNotFound, MetadataError):  # let go of meanwhile, or torn
@@ -48,13 +53,13 @@ def _holder(key: str) -> dict[str, Any]:
 
 
 def _refuse_if_alive(key: str, me: dict[str, Any]) -> None:
-    holder = _holder(key)
+    holder = _note(key)
     if holder.get("host") != me["host"]:
         if holder:
             _LOG.warning("taking over from a driver on %s, which may still run", holder.get("host"))
         return
     process = holder.get("process")
-    if process == me["process"] or not isinstance(process, int) or not _lives(process):
+    if process == me["process"] or not isinstance(process, int) or not process_lives(process):
         return
     raise OutputLocked(
         "another driver is writing this output",
@@ -64,7 +69,8 @@ def _refuse_if_alive(key: str, me: dict[str, Any]) -> None:
     )
 
 
-def _lives(process: int) -> bool:
+def process_lives(process: int) -> bool:
+    """Tell whether a process of this machine lives."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

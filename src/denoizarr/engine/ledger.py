@@ -4,15 +4,21 @@
 
     <destination>.ledger/
         job.json                       the job's identity, put if absent: whose ledger this is
+        <step>/step.json               how many blocks and batches: the partition is fixed
         <step>/<batch, 8 digits>.json  written after the batch's bytes are stored and read back
+        <step>/group-<6 digits>.json   the records of 1,024 batches in place of theirs, once all are there
 
 Keys are deterministic, so no listing is ever trusted; records are put if absent, so two writers of one batch
 (a retry and its twin) agree. An object in the output is never taken for a done block; a record is.
+There are no locks. Who reads while a group is gathered may find a batch in neither place, takes it for undone
+and does it once more: the same bytes.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +26,10 @@ from denoizarr.errors import ImageNotFound, LedgerMismatch, MetadataError
 from denoizarr.stores import locations, records
 
 _NOTHING = object()
+GROUP = 1024  # batches whose records are gathered in one object
+# Records of several kilobytes each (histograms) are those of few batches; a group of them would not be small.
+_GROUP_BYTES = 8 * 2**20
+_FEW, _READERS = 32, 16
 FORMAT = 1  # of the ledger and of what its identity covers; part of every job's identity
 
 
@@ -80,27 +90,129 @@ class Ledger:
     def _key(self, step: str, batch: int) -> str:
         return locations.join(self.url, step, record_name(batch))
 
+    def begin_step(self, step: str, n_blocks: int, blocks_per_batch: int) -> None:
+        """Write down a step's partition into batches, or find it as it was.
+
+        Raises
+        ------
+        LedgerMismatch
+            The step was begun with another.
+        """
+        key = locations.join(self.url, step, "step.json")
+        mine = {"job": self.job, "blocks": n_blocks, "blocks_per_batch": blocks_per_batch}
+        if records.create_json(key, mine):
+            return
+        try:
+            found = records.read_json(key)
+        except MetadataError:  # a power cut's
+            records.write_json(key, mine)
+            return
+        if found != mine:
+            raise LedgerMismatch(
+                "a step that was begun with other batches",
+                where=key,
+                got=f"{found.get('blocks')} blocks, {found.get('blocks_per_batch')} a batch",
+                expected=f"{n_blocks} blocks, {blocks_per_batch} a batch",
+                remedy="delete the ledger and the output",
+            )
+
     def get(self, step: str, batch: int) -> dict[str, Any] | None:
         """Return the record of a batch, or None where it is not done by this job."""
+        record = self._read(self._key(step, batch))
+        if record is None and (group := self._group(step, batch // GROUP)) is not None:
+            record = group[batch % GROUP]
+        return record
+
+    def _read(self, key: str) -> dict[str, Any] | None:
         try:
-            record = records.read_json(self._key(step, batch))
+            record = records.read_json(key)
         except ImageNotFound:
             return None
         except MetadataError:
             # A power cut can leave an empty file. It vouches for nothing, and would win against a redo.
-            locations.delete(self._key(step, batch))
+            locations.delete(key)
             return None
         if record.get("job") != self.job:
             raise LedgerMismatch(
-                "a record of another job",
-                where=self._key(step, batch),
-                remedy="delete the ledger and the output",
+                "a record of another job", where=key, remedy="delete the ledger and the output"
             )
         return record
 
+    def _group(self, step: str, group: int) -> list[dict[str, Any]] | None:
+        found = self._read(locations.join(self.url, step, group_name(group)))
+        return None if found is None else [{"job": self.job, **record} for record in found["records"]]
+
+    def done(self, step: str, n_batches: int) -> bytearray:
+        """Return a one for every batch of a step that is done, a zero for the others. Reads no record."""
+        folder = locations.join(self.url, step)
+        done = bytearray(n_batches)
+        if not locations.exists(folder):
+            return done
+        whole = locations.sizes_of(folder, [group_name(g) for g in range(n_batches // GROUP)])
+        for group, size in enumerate(whole):
+            if size:
+                done[group * GROUP : (group + 1) * GROUP] = bytes([1]) * GROUP
+        single = [batch for batch in range(n_batches) if not done[batch]]
+        sizes = locations.sizes_of(folder, [record_name(batch) for batch in single])
+        for batch, size in zip(single, sizes, strict=True):
+            done[batch] = size > 0
+        return done
+
+    def records(self, step: str, n_batches: int) -> Iterator[dict[str, Any] | None]:
+        """Yield the record of every batch of a step in order, None where there is none.
+
+        Holds those of one group at a time.
+        """
+        for first in range(0, n_batches, GROUP):
+            batches = range(first, min(first + GROUP, n_batches))
+            gathered = self._group(step, first // GROUP) if len(batches) == GROUP else None
+            if gathered is not None:
+                yield from gathered
+            elif len(batches) <= _FEW:
+                yield from (self.get(step, batch) for batch in batches)
+            else:
+                yield from self._singles(step, batches)
+
+    def _singles(self, step: str, batches: range) -> Iterator[dict[str, Any] | None]:
+        """Yield records, each read ahead of its turn but no more of them than there are readers."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            for k in range(batches.start, batches.stop, _READERS):
+                some = range(k, min(k + _READERS, batches.stop))
+                yield from pool.map(lambda batch: self.get(step, batch), some)
+
+    def gather(self, step: str, group: int) -> bool:
+        """Put the records of a whole group of batches into one object, in place of theirs.
+
+        Nothing happens where one of them is absent, or where they are large: then they are few.
+
+        Returns
+        -------
+        bool
+            Whether the group is gathered now.
+        """
+        folder = locations.join(self.url, step)
+        batches = range(group * GROUP, (group + 1) * GROUP)
+        names = [record_name(batch) for batch in batches]
+        sizes = locations.sizes_of(folder, names)
+        if not locations.sizes_of(folder, [group_name(group)])[0]:
+            if not all(sizes) or sum(sizes) > _GROUP_BYTES:
+                return False
+            found = list(self._singles(step, batches))
+            if any(record is None for record in found):
+                return False
+            bodies = [{k: v for k, v in (record or {}).items() if k != "job"} for record in found]
+            key = locations.join(folder, group_name(group))
+            records.create_compact_json(key, {"job": self.job, "records": bodies})
+            # Before its members go: what a power cut leaves of it must not be all that is left of them.
+            locations.make_durable(key)
+        spare = [locations.join(folder, name) for name, size in zip(names, sizes, strict=True) if size]
+        with ThreadPoolExecutor(_READERS) as pool:
+            list(pool.map(locations.delete, spare))
+        return True
+
     def holds(self, step: str, n_batches: int) -> bool:
         """Tell whether every batch of a step has its record."""
-        return all(locations.is_file(self._key(step, batch)) for batch in range(n_batches))
+        return all(self.done(step, n_batches))
 
     def forget(self, ending: str = "") -> None:
         """Delete the records of steps whose names end so: what they vouch for is gone. The claim stays."""
@@ -116,6 +228,32 @@ class Ledger:
 def record_name(batch: int) -> str:
     """Return the name of a batch's record in the folder of its step."""
     return f"{batch:08d}.json"
+
+
+def group_name(group: int) -> str:
+    """Return the name of the records of batches ``group * GROUP`` and up, in the folder of their step."""
+    return f"group-{group:06d}.json"
+
+
+def gathered_records(url: str, step: str, group: int) -> list[dict[str, Any]] | None:
+    """Return a group's records as they lie there, each with its job; None where they are not gathered.
+
+    For readers that change nothing and take nobody's word: a ``Ledger`` deletes what is torn.
+
+    Raises
+    ------
+    MetadataError
+        The group is torn.
+    """
+    key = locations.join(url, step, group_name(group))
+    try:
+        found = records.read_json(key)
+    except ImageNotFound:
+        return None
+    members = found.get("records")
+    if not isinstance(members, list) or len(members) != GROUP:
+        raise MetadataError("a group without its records", where=key)
+    return [{"job": found.get("job"), **record} for record in members]
 
 
 def _body(identity: dict[str, Any]) -> dict[str, Any]:

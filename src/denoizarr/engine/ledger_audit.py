@@ -18,9 +18,8 @@ from denoizarr.errors import ImageNotFound, MetadataError
 from denoizarr.geometry.grids import batch_of, ceil_div
 from denoizarr.stores import locations, records
 
-from .ledger import record_name
+from .ledger import GROUP, group_name, record_name
 
-GROUP = 1024  # batches whose records may be gathered in one object
 _PARTITION = "step.json"
 _Ranges = tuple[tuple[int, int], ...]
 
@@ -135,11 +134,6 @@ def checksums_of(
             assert record is not None, "a record without a problem is there"
             found |= {b: record["results"][b - members.start]["checksum"] for b in blocks if b in members}
     return found
-
-
-def group_name(group: int) -> str:
-    """Return the name of the object that has the records of batches ``group * GROUP`` and up."""
-    return f"group-{group:06d}.json"
 
 
 class _Records:

@@ -9,94 +9,30 @@ from __future__ import annotations
 
 import logging
 import pickle
-import resource
-import sys
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import closing
+from functools import partial
 from typing import Any
 
-from denoizarr.errors import BlockFailed, ClusterLost, DenoizarrError, NoSpace, PermissionDenied
-from denoizarr.geometry.grids import batch_of, ceil_div
+from denoizarr.errors import BlockFailed, Outage, Stopped
 
-from .ledger import Ledger
+from .batches import Record as Record
+from .batches import Step as Step
+from .batches import Task as Task
+from .batches import peak_bytes as peak_bytes
+from .batches import run_batch
+from .crews import Threads, Workers
+from .deadlines import DeadlinePolicy, Deadlines
+from .failures import Failures
+from .ledger import GROUP, Ledger
 from .progress import Progress
+from .retries import RetryPolicy
+from .shares import Share
+from .stop_signals import StopSignals
+from .waves import Waves
 
 _LOG = logging.getLogger(__name__)
-# Enough that a worker never waits for the client, few enough that a kill redoes little.
-_IN_FLIGHT_PER_WORKER = 2
-
-_OUTAGES = (NoSpace, PermissionDenied, ClusterLost)
-
-Record = dict[str, Any]
-Task = Callable[[Any, int], Record]
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Blocks ``0 .. n_blocks - 1`` of one kind of work.
-
-    Attributes
-    ----------
-    name : str
-        Names the step's records in the ledger, such as "level-0".
-    task : callable
-        ``task(spec, block) -> dict``: a module-level function, idempotent; its result is JSON-able and small.
-    spec : object
-        What the task needs; picklable, without arrays or credentials.
-    n_blocks, blocks_per_batch : int
-    merge : callable, optional
-        ``merge([result, ...]) -> dict``, applied within a batch in block order.
-    """
-
-    name: str
-    task: Task
-    spec: Any
-    n_blocks: int
-    blocks_per_batch: int
-    merge: Callable[[list[Record]], Record] | None = None
-
-    @property
-    def n_batches(self) -> int:
-        """Number of tasks."""
-        return ceil_div(self.n_blocks, self.blocks_per_batch)
-
-
-def peak_bytes() -> int:
-    """Return the largest resident memory that this process has had."""
-    try:
-        # Linux: getrusage would count what the parent held when it started this process.
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    except (OSError, IndexError):
-        unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kibibytes elsewhere
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def run_batch(step: Step, ledger: Ledger | None, batch: int) -> Record:
-    """Do one batch where it is called: the blocks in order, then the record. Returns the record."""
-    if ledger is not None and ledger.get(step.name, batch) is not None:
-        return {
-            "batch": batch
-        }  # a twin, or another driver of the same job, was faster: nothing is written twice
-    started = time.monotonic()
-    blocks = batch_of(batch, step.n_blocks, step.blocks_per_batch)
-    results = [step.task(step.spec, block) for block in blocks]
-    record: Record = {
-        "batch": batch,
-        "blocks": [blocks.start, blocks.stop],
-        "results": step.merge(results) if step.merge is not None else results,
-        "seconds": round(time.monotonic() - started, 3),
-        "peak_bytes": peak_bytes(),
-    }
-    if ledger is not None:
-        ledger.put(step.name, batch, record)
-        # The driver reads the record where it is stored: what crosses the scheduler stays small.
-        return {"batch": batch}
-    return record
+_DRAINS = "no more batches begin, and those in flight are waited for"
 
 
 def run_step(
@@ -109,6 +45,9 @@ def run_step(
     label: str | None = None,
     sink: Callable[[Record], None] | None = None,
     fold: Callable[[Record], None] | None = None,
+    retries: RetryPolicy = RetryPolicy(),  # noqa: B008  # frozen
+    deadlines: DeadlinePolicy = DeadlinePolicy(),  # noqa: B008  # frozen
+    share: Share | None = None,
 ) -> list[Record]:
     """Run every batch that the ledger does not hold yet.
 
@@ -128,6 +67,12 @@ def run_step(
     fold : callable, optional
         Gets every record in batch order, one at a time, and none is returned: for records that are many and
         large. Those that arrive before their turn wait.
+    retries : RetryPolicy
+        Of a block that fails for a passing reason.
+    deadlines : DeadlinePolicy
+        After how long a batch is taken for lost with its worker.
+    share : Share, optional
+        Run these batches only, and return or fold their records only. Needs a ledger.
 
     Returns
     -------
@@ -144,128 +89,104 @@ def run_step(
         Blocks failed for reasons of several kinds, or for one that is not ours; the others are done.
     ClusterLost
         The workers or the scheduler went away.
+    Stopped, KeyboardInterrupt, ...
+        What the handler of SIGTERM or Ctrl-C raises, once the batches in flight are on record.
     """
     if client is not None:
         # Here, because distributed would hide our own error ("save it first") in a TypeError of its own.
         pickle.dumps(step.spec)
-    done: dict[int, Record] = {}
+    name, n_batches = label or step.name, step.n_batches
+    done = bytearray(n_batches)
     if ledger is not None:
-        for batch in range(step.n_batches):
-            if (found := ledger.get(step.name, batch)) is not None:
-                # What is folded is read again in its turn, and not held till then.
-                done[batch] = found if fold is None else {}
-    todo = [batch for batch in range(step.n_batches) if batch not in done]
-    records: dict[int, Record] = {batch: {**record, "skipped": True} for batch, record in done.items()}
+        ledger.begin_step(step.name, step.n_blocks, step.blocks_per_batch)
+        done = ledger.done(step.name, n_batches)
+    mine = range(n_batches) if share is None else share.batches(n_batches)
+    # Who has a share does not know when a group is full.
+    gathering = _Gathering(ledger if share is None else None, step, done)
+    arrived: dict[int, Record] = {}
     folded = 0
-    failures: dict[int, BaseException] = {}
-    with Progress(label or step.name, step.n_batches, progress) as bar:
-        if done:
-            bar.advance(len(done), "done before")
-        with _executor(client, threads) as (executor, in_flight):
-            for batch, outcome in _waves(executor, step, ledger, todo, in_flight):
-                if isinstance(outcome, BaseException):
-                    failures[batch] = outcome
-                    _LOG.error("%s: batch %d failed: %s", label or step.name, batch, outcome)
-                else:
-                    if sink is not None:
-                        sink(outcome)
-                    records[batch] = outcome
-                    while fold is not None and ledger is None and folded in records:
-                        fold(records.pop(folded))
-                        folded += 1
-                bar.advance()
+    failures = Failures(step.name, name, n_batches)
+    crew = Threads(threads) if client is None else Workers(client, step.name)
+    work = partial(run_batch, step, ledger, retries=retries)
+    waves = Waves(crew, work, name, Deadlines(deadlines), fetch=ledger is None)
+    todo = (batch for batch in mine if not done[batch])
+    # Without a ledger there is nothing to save by waiting.
+    with (
+        StopSignals(ledger is not None, _DRAINS) as stop,
+        Progress(name, len(mine), progress) as bar,
+        closing(waves.run(todo, lambda: not (stop.are_pending or failures.are_hopeless))) as outcomes,
+    ):
+        if n_done := sum(done[batch] for batch in mine):
+            bar.advance(n_done, "done before")
+        for batch, outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                failures.add(batch, outcome)
+            else:
+                failures.succeeded()
+                if sink is not None:
+                    sink(outcome)
+                gathering.ended(batch)
+                if ledger is None:
+                    arrived[batch] = outcome
+                while fold is not None and folded in arrived:
+                    fold(arrived.pop(folded))
+                    folded += 1
+            bar.advance()
+        is_stopped = stop.are_pending
+    if is_stopped:  # and the handler that was there before let it pass
+        raise Stopped("stopped by a signal", where=name, remedy="run the same job again to resume")
     if failures:
-        raise _summary_of(step, failures)
-    if ledger is not None and fold is not None:
-        for batch in range(step.n_batches):
-            fold(_stored(ledger, step, batch))
-    elif ledger is not None:
-        records |= {batch: _stored(ledger, step, batch) for batch in todo}
-    if fold is not None:
-        return []
-    return [records[batch] for batch in range(step.n_batches)]
+        raise failures.error()
+    if ledger is None:
+        return [arrived[batch] for batch in range(n_batches)] if fold is None else []
+    gathering.finish()
+    stored = _stored(ledger, step, done, mine)
+    if fold is None:
+        return list(stored)
+    for record in stored:
+        fold(record)
+    return []
 
 
-def _stored(ledger: Ledger, step: Step, batch: int) -> Record:
-    stored = ledger.get(step.name, batch)
-    assert stored is not None, f"batch {batch} of {step.name} ended without a record"
-    return stored
+class _Gathering:
+    """Gathers the records of each group of batches as its last one ends: few files, and a quick resume."""
+
+    def __init__(self, ledger: Ledger | None, step: Step, done: bytearray) -> None:
+        self._ledger, self._step = ledger, step.name
+        n_groups = 0 if ledger is None else step.n_batches // GROUP
+        self._left = [done.count(0, g * GROUP, (g + 1) * GROUP) for g in range(n_groups)]
+
+    def ended(self, batch: int) -> None:
+        group = batch // GROUP
+        if group < len(self._left):
+            self._left[group] -= 1
+            if self._left[group] == 0:
+                self._gather(group)
+
+    def finish(self) -> None:
+        """Gather what was done before, by others: shares of a job array, or a driver that was killed."""
+        for group in range(len(self._left)):
+            self._gather(group)
+
+    def _gather(self, group: int) -> None:
+        assert self._ledger is not None, "groups are a ledger's"
+        try:
+            self._ledger.gather(self._step, group)
+        except (Outage, OSError) as error:
+            _LOG.warning("%s: records are left as they are: %s", self._step, error)
 
 
-@contextmanager
-def _executor(client: Any, threads: int) -> Iterator[tuple[Executor, Callable[[], int]]]:
-    """Yield something that runs batches, and what tells how many to hand it at a time."""
-    if client is None:
-        with ThreadPoolExecutor(max(threads, 1), thread_name_prefix="block") as pool:
-            yield pool, lambda: max(threads, 1)
-        return
-    executor = client.get_executor(pure=False)
-    try:
-        # Asked anew at every turn: workers of a cluster join and leave while a step runs.
-        yield executor, lambda: _IN_FLIGHT_PER_WORKER * max(sum(client.nthreads().values()), 1)
-    finally:
-        # Distributed keeps no result that nobody holds; waiting here would wait for a lost cluster too.
-        executor.shutdown(wait=False)
-
-
-def _waves(
-    executor: Executor, step: Step, ledger: Ledger | None, todo: list[int], in_flight: Callable[[], int]
-) -> Iterator[tuple[int, Record | BaseException]]:
-    """Yield (batch, record or error) as batches end, never more than ``in_flight()`` at once."""
-    queue = iter(todo)
-    running: dict[Future[Record], int] = {}
-    stop = False
-    try:
-        while True:
-            free = in_flight() - len(running)
-            while not stop and (free := free - 1) >= 0 and (batch := next(queue, None)) is not None:
-                running[executor.submit(run_batch, step, ledger, batch)] = batch
-            if not running:
-                return
-            ended, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in sorted(ended, key=running.__getitem__):
-                batch = running.pop(future)
-                error = _error_of(future)
-                # A bad request, bad data or a full disk will not get better by the next thousand blocks.
-                hopeless = getattr(error, "exit_status", 0) == 2 or isinstance(error, _OUTAGES)
-                stop = stop or hopeless
-                yield batch, error if error is not None else future.result()
-    finally:
-        for future in running:
-            future.cancel()
-
-
-def _error_of(future: Future[Record]) -> BaseException | None:
-    try:
-        error = future.exception()
-    except CancelledError as cancelled:
-        error = cancelled
-    if error is None or isinstance(error, DenoizarrError):
-        return error
-    if isinstance(error, CancelledError) or type(error).__name__ in {
-        "KilledWorker",
-        "NoValidWorkerError",
-        "FutureCancelledError",
-    }:
-        return ClusterLost(
-            "the Dask cluster went away",
-            got=str(error) or type(error).__name__,
-            remedy="run the same job again to resume",
-        )
-    return error
-
-
-def _summary_of(step: Step, failures: dict[int, BaseException]) -> BaseException:
-    first = failures[min(failures)]
-    if isinstance(first, DenoizarrError) and len({type(f) for f in failures.values()}) == 1:
-        return first
-    if all(getattr(f, "exit_status", 1) == 2 for f in failures.values()):
-        return first
-    error = BlockFailed(
-        f"{len(failures)} of {step.n_batches} batches failed",
-        where=f"{step.name}, batch {min(failures)}",
-        got=f"{type(first).__name__}: {first}",
-        remedy="mend the cause and run the same job again; what is done is kept",
+def _stored(ledger: Ledger, step: Step, done_before: bytearray, batches: range) -> Iterator[Record]:
+    """Yield the records of batches that are done, in order."""
+    whole = len(batches) == step.n_batches
+    found = (
+        ledger.records(step.name, step.n_batches) if whole else (ledger.get(step.name, b) for b in batches)
     )
-    error.__cause__ = first
-    return error
+    for batch, record in zip(batches, found, strict=True):
+        if record is None:
+            raise BlockFailed(
+                "a record was lost or is damaged",
+                where=f"{step.name}, batch {batch}",
+                remedy="run the same job again: that batch is redone",
+            )
+        yield {**record, "skipped": True} if done_before[batch] else record

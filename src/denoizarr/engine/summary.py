@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .runner import Record
+from .batches import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,26 +44,36 @@ class RunSummary:
         return asdict(self)
 
 
-def summarise(
-    destination: str,
-    records: Sequence[Record],
-    *,
-    seconds: float,
-    changes: tuple[str, ...] = (),
-    missing_chunks: int = 0,
-) -> RunSummary:
-    """Return the summary of a job's batch records."""
-    counts = [(record["blocks"][1] - record["blocks"][0], record.get("skipped", False)) for record in records]
-    return RunSummary(
-        destination=destination,
-        blocks_total=sum(n for n, _ in counts),
-        blocks_done=sum(n for n, skipped in counts if not skipped),
-        blocks_skipped=sum(n for n, skipped in counts if skipped),
-        missing_chunks=missing_chunks,
-        changes=changes,
-        seconds=round(seconds, 3),
-        peak_bytes=max((int(record.get("peak_bytes", 0)) for record in records), default=0),
-    )
+class Tally:
+    """Counts a job's batch records as they go by, and keeps none of them."""
+
+    def __init__(self) -> None:
+        self._total = self._skipped = self._peak_bytes = 0
+        self._missing_chunks: set[str] = set()
+
+    def add(self, record: Record) -> None:
+        """Count the record of a batch."""
+        blocks = record["blocks"][1] - record["blocks"][0]
+        self._total += blocks
+        self._skipped += blocks if record.get("skipped", False) else 0
+        self._peak_bytes = max(self._peak_bytes, int(record.get("peak_bytes", 0)))
+        if isinstance(record["results"], list):
+            for result in record["results"]:
+                # Neighbours read the same chunks.
+                self._missing_chunks.update(result.get("missing_chunks", ()))
+
+    def summary(self, destination: str, *, seconds: float, changes: tuple[str, ...] = ()) -> RunSummary:
+        """Return the summary of all records so far."""
+        return RunSummary(
+            destination=destination,
+            blocks_total=self._total,
+            blocks_done=self._total - self._skipped,
+            blocks_skipped=self._skipped,
+            missing_chunks=len(self._missing_chunks),
+            changes=changes,
+            seconds=round(seconds, 3),
+            peak_bytes=self._peak_bytes,
+        )
 
 
 def added(destination: str, summaries: Sequence[RunSummary]) -> RunSummary:

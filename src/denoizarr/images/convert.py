@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from denoizarr.engine.cluster import usable_cores
+from denoizarr.engine.shares import Share
 from denoizarr.engine.summary import RunSummary
 from denoizarr.errors import BadRequest
 from denoizarr.stores import locations
@@ -36,6 +37,7 @@ def convert(
     client: Any = None,
     threads: int | None = None,
     progress: bool = False,
+    share: tuple[int, int] | None = None,
 ) -> RunSummary:
     """Write TIFF, OME-TIFF, PNG or npy files, or a plain Zarr array, as an OME-Zarr pyramid.
 
@@ -56,6 +58,9 @@ def convert(
     threads : int, optional
         Of this process, where there is no client; by default one per core.
     progress : bool
+    share : (int, int), optional
+        (i, n), i from 1 to n: every n-th batch of blocks only, beside other processes, without Dask. A call
+        without it, when all are done, finishes the image.
 
     Returns
     -------
@@ -123,6 +128,7 @@ def convert(
         threads=threads or usable_cores(),
         progress=progress,
         changes=changes,
+        share=None if share is None else Share(*share),
     )
 
 

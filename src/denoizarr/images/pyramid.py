@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,16 +54,20 @@ def pyramid_steps(layout: OutputLayout) -> list[Step]:
 
 
 def build_pyramid(
-    layout: OutputLayout, ledger: Ledger, *, client: Any = None, threads: int = 1, progress: bool = True
-) -> list[Record]:
-    """Write levels 1 and up, one after the other. Returns their batch records."""
-    records: list[Record] = []
+    layout: OutputLayout,
+    ledger: Ledger,
+    *,
+    client: Any = None,
+    threads: int = 1,
+    progress: bool = True,
+    fold: Callable[[Record], None],
+) -> None:
+    """Write levels 1 and up, one after the other. Their batch records go to ``fold``, in order."""
     for step in pyramid_steps(layout):
         label = step.name.replace("level-", "pyramid level ")
-        records += run_step(
-            step, ledger=ledger, client=client, threads=threads, progress=progress, label=label
+        run_step(
+            step, ledger=ledger, client=client, threads=threads, progress=progress, label=label, fold=fold
         )
-    return records
 
 
 def blocks_per_batch(block_voxels: int, batch_voxels: int = BATCH_VOXELS) -> int:

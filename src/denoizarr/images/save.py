@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from denoizarr.engine.runner import Record
+from denoizarr.engine.shares import Share
 from denoizarr.engine.summary import RunSummary
 from denoizarr.stores import locations
 from denoizarr.stores.images import ImageLike, as_image, reader_of
@@ -106,11 +107,14 @@ def copy_image(
     threads: int = 1,
     progress: bool = False,
     changes: tuple[str, ...] = (),
+    share: Share | None = None,
 ) -> RunSummary:
     """Copy what ``reader`` reads into the output of this layout, build its pyramid and mark it finished."""
     spec = CopySpec(reader, layout)
     job = ImageJob(reader, layout, {"kind": "copy"}, copy_block, spec, BATCH_VOXELS, "copy", changes)
-    return write_image(job, overwrite=overwrite, client=client, threads=threads, progress=progress)
+    return write_image(
+        job, overwrite=overwrite, client=client, threads=threads, progress=progress, share=share
+    )
 
 
 def omero_of(image: xr.DataArray) -> dict[str, Any]:

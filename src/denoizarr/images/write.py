@@ -10,12 +10,15 @@ from typing import Any
 
 from denoizarr.engine.driver_lock import only_driver
 from denoizarr.engine.runner import Step, Task, run_step
-from denoizarr.engine.summary import RunSummary, summarise
+from denoizarr.engine.shares import Share
+from denoizarr.engine.summary import RunSummary, Tally
+from denoizarr.errors import BadRequest
 from denoizarr.stores.sources import ImageReader
 
 from .layout import OutputLayout
 from .output import begin_output, check_apart, finish_output, reopen_output
 from .pyramid import blocks_per_batch, build_pyramid, pyramid_steps
+from .shared import begin_shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ def write_image(
     threads: int = 1,
     progress: bool = False,
     prepare: Callable[[], None] | None = None,
+    share: Share | None = None,
 ) -> RunSummary:
     """Write the image of ``job``, or go on with it, and mark it finished.
 
@@ -80,6 +84,9 @@ def write_image(
     progress : bool
     prepare : callable, optional
         Called once the destination is claimed and before the first block; idempotent.
+    share : Share, optional
+        Write this share of the finest level and no more, beside other processes that write theirs. A call
+        without it, when all are done, does what is left, builds the pyramid and marks the image finished.
 
     Raises
     ------
@@ -94,17 +101,33 @@ def write_image(
         pickle.dumps(
             job.reader
         )  # refused here, before anything is begun, where only this process has the image
-    ledger = begin_output(layout, {"input": job.reader.identity, **job.identity}, overwrite=overwrite)
+    identity = {"input": job.reader.identity, **job.identity}
+    step, tally = job.level_0, Tally()
+    who: dict[str, Any] = {"client": client, "threads": threads, "progress": progress}
+    if share is not None:
+        _check_alone(share, client, overwrite)
+        ledger = begin_shared(layout, identity)
+        if prepare is not None:
+            prepare()
+        reopen_output(layout, ledger, [step])
+        run_step(step, ledger=ledger, **who, label=job.label, fold=tally.add, share=share)
+        return tally.summary(layout.url, seconds=time.monotonic() - started, changes=job.changes)
+    ledger = begin_output(layout, identity, overwrite=overwrite)
     with only_driver(ledger.url):
         if prepare is not None:
             prepare()
-        step = job.level_0
         reopen_output(layout, ledger, [step, *pyramid_steps(layout)])
-        who: dict[str, Any] = {"ledger": ledger, "client": client, "threads": threads, "progress": progress}
-        records = run_step(step, **who, label=job.label)
-        results = [result for record in records for result in record["results"]]
-        absent = {name for result in results for name in result.get("missing_chunks", ())}
-        records += build_pyramid(layout, **who)
+        run_step(step, ledger=ledger, **who, label=job.label, fold=tally.add)
+        build_pyramid(layout, ledger, **who, fold=tally.add)
         finish_output(layout)
-    seconds = time.monotonic() - started
-    return summarise(layout.url, records, seconds=seconds, changes=job.changes, missing_chunks=len(absent))
+    return tally.summary(layout.url, seconds=time.monotonic() - started, changes=job.changes)
+
+
+def _check_alone(share: Share, client: Any, overwrite: bool) -> None:
+    where = f"blocks {share.number}/{share.count}"
+    if client is not None:
+        raise BadRequest("a share is for one process", where=where, got="a cluster", remedy="leave one out")
+    if overwrite:
+        raise BadRequest(
+            "overwrite would delete what other shares wrote", where=where, remedy="delete the output yourself"
+        )

@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 
 from denoizarr.engine.cluster import usable_cores
+from denoizarr.engine.shares import Share
 from denoizarr.engine.summary import RunSummary, added
 from denoizarr.images.output import check_apart, check_free, ledger_url
 from denoizarr.images.periodic import keep_waves, kept_waves
@@ -51,6 +52,7 @@ def predict(
     missing: Missing = "error",
     overwrite: bool = False,
     progress: bool = True,
+    share: tuple[int, int] | None = None,
 ) -> RunSummary:
     """Denoise a whole image into an OME-Zarr pyramid whose voxels do not show where the blocks were.
 
@@ -83,6 +85,9 @@ def predict(
         For a source given as URL: an absent chunk is an error, or is filled and counted.
     overwrite : bool
     progress : bool
+    share : (int, int), optional
+        (i, n), i from 1 to n: every n-th batch of blocks only, beside other processes, without Dask. A call
+        without it, when all are done, builds the pyramid and marks the image finished.
 
     Returns
     -------
@@ -93,6 +98,7 @@ def predict(
     ModelError, MemoryLimitTooSmall, OutputExists, LedgerMismatch, MissingChunk, NonFiniteData, BlockFailed,
     ClusterLost
     """
+    asked = None if share is None else Share(*share)
     model = Denoiser.load(denoiser) if isinstance(denoiser, str | Path) else denoiser
     images = as_images(source, missing=missing)
     names = unique_names(images)
@@ -106,6 +112,7 @@ def predict(
             client=client,
             overwrite=overwrite,
             progress=progress,
+            share=asked,
             memory_limit=memory_limit,
             tile_shape=tile_shape,
             dtype=dtype,
@@ -137,6 +144,7 @@ def _predict_one(
     client: Any,
     overwrite: bool,
     progress: bool,
+    share: Share | None,
     **layout_options: Any,
 ) -> RunSummary:
     planned = plan_prediction(model, image, destination, **layout_options)
@@ -189,6 +197,7 @@ def _predict_one(
             threads=usable_cores(),
             progress=progress,
             prepare=lambda: _keep(model, model_url, waves_url, planned.reader, lines),
+            share=share,
         )
     finally:
         torch.set_num_threads(threads_before)

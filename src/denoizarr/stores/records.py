@@ -36,6 +36,11 @@ def create_json(url: str | Path, data: Any) -> bool:
     return locations.create(url, _encode(data))
 
 
+def create_compact_json(url: str | Path, data: Any) -> bool:
+    """Write ``data`` as :func:`create_json` does, in as few bytes as its text can have."""
+    return locations.create(url, canonical(data).encode())
+
+
 def read_json(url: str | Path) -> dict[str, Any]:
     """Read a JSON object.
 

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from denoizarr.engine.progress import Progress
+from denoizarr.engine.stop_signals import StopSignals
 from denoizarr.images.periodic import Periodic
 from denoizarr.selection.patch_index import PatchIndex
 from denoizarr.stores.images import ImageLike, as_images
 from denoizarr.stores.records import digest
 
 from .batches import VALIDATION_EPOCH, Preparation
-from .checkpoints import Checkpoints, StopSignals
+from .checkpoints import Checkpoints
 from .denoiser import Denoiser
 from .exactness import repeatable
 from .held_out import HeldOut
@@ -178,7 +179,10 @@ def _learn(job: TrainingJob, processes: Processes, client: Any, outputs: _Output
         closing(stream),
         repeatable(record.threads, processes.device),
         freed_memory_kept(),
-        StopSignals(checkpoints is not None and processes.count == 1) as stop,
+        StopSignals(
+            checkpoints is not None and processes.count == 1,
+            "training stops when this step is done and saved",
+        ) as stop,
         TrainingLog(outputs.log, record.history) as log,
         Progress("training", remaining, outputs.progress and remaining > 0) as bar,
     ):

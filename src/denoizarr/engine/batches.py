@@ -1,0 +1,89 @@
+"""A step's partition into batches, and what a worker does with one: its blocks in order, then the record."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from denoizarr.geometry.grids import batch_of, ceil_div
+
+from .ledger import Ledger
+from .retries import RetryPolicy, retried
+
+Record = dict[str, Any]
+Task = Callable[[Any, int], Record]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Blocks ``0 .. n_blocks - 1`` of one kind of work.
+
+    Attributes
+    ----------
+    name : str
+        Names the step's records in the ledger, such as "level-0".
+    task : callable
+        ``task(spec, block) -> dict``: a module-level function, idempotent; its result is JSON-able and small.
+    spec : object
+        What the task needs; picklable, without arrays or credentials.
+    n_blocks, blocks_per_batch : int
+    merge : callable, optional
+        ``merge([result, ...]) -> dict``, applied within a batch in block order.
+    """
+
+    name: str
+    task: Task
+    spec: Any
+    n_blocks: int
+    blocks_per_batch: int
+    merge: Callable[[list[Record]], Record] | None = None
+
+    @property
+    def n_batches(self) -> int:
+        """Number of tasks."""
+        return ceil_div(self.n_blocks, self.blocks_per_batch)
+
+
+def peak_bytes() -> int:
+    """Return the largest resident memory that this process has had."""
+    try:
+        # Linux: getrusage would count what the parent held when it started this process.
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kibibytes elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def run_batch(step: Step, ledger: Ledger | None, batch: int, retries: RetryPolicy) -> Record:
+    """Do one batch where it is called: the blocks in order, then the record. Returns the record.
+
+    A block that fails for a passing reason is tried again here, and alone: those before it are done.
+    """
+
+    def persist(work: Callable[[], Any], what: str, *drawn_from: object) -> Any:
+        return retried(work, retries, step.name, batch, *drawn_from, what=f"{step.name}, {what}")
+
+    if ledger is not None and persist(lambda: ledger.get(step.name, batch), f"record {batch}") is not None:
+        # A twin, or another driver of the same job, was faster: nothing is written twice.
+        return {"batch": batch}
+    started = time.monotonic()
+    blocks = batch_of(batch, step.n_blocks, step.blocks_per_batch)
+    results = [persist(lambda n=n: step.task(step.spec, n), f"block {n}", n) for n in blocks]  # type: ignore[misc]
+    record: Record = {
+        "batch": batch,
+        "blocks": [blocks.start, blocks.stop],
+        "results": step.merge(results) if step.merge is not None else results,
+        "seconds": round(time.monotonic() - started, 3),
+        "peak_bytes": peak_bytes(),
+    }
+    if ledger is not None:
+        persist(lambda: ledger.put(step.name, batch, record), f"record {batch}")
+        # The driver reads the record where it is stored: what crosses the scheduler stays small.
+        return {"batch": batch}
+    return record

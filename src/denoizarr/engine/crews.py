@@ -1,0 +1,189 @@
+"""Who does the batches: threads of this process, or the workers of a Dask cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import CancelledError, Future
+from queue import SimpleQueue
+from typing import Any
+
+from denoizarr.errors import ClusterLost
+
+from .batches import Record
+
+Work = Callable[[int], Record]
+
+# Enough that a worker never waits for the client, few enough that a kill redoes little.
+_IN_FLIGHT_PER_WORKER = 2
+# How often a scheduler is asked who works, and how long it may take to say so.
+_ASK_SECONDS, _ANSWER_SECONDS = 1.0, 60.0
+# As long as the scheduler itself waits for a worker; see cluster.SETTINGS.
+_WITHOUT_WORKERS_SECONDS = 300.0
+
+
+class Threads:
+    """Threads of this process.
+
+    Not a ``ThreadPoolExecutor``: a thread that a store keeps for ever would keep the whole program.
+
+    Parameters
+    ----------
+    count : int
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = max(count, 1)
+        self._queue: SimpleQueue[tuple[Future[Record], Work, int] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        for _ in range(self._count):
+            self.replace_one()
+
+    def replace_one(self) -> None:
+        """Begin a thread, in place of one that a batch keeps."""
+        name = f"block-{len(self._threads)}"
+        self._threads.append(threading.Thread(target=self._serve, name=name, daemon=True))
+        self._threads[-1].start()
+
+    def room(self) -> int:
+        """Return how many batches to hand out at a time."""
+        return self._count
+
+    def submit(self, work: Work, batch: int, avoid: Collection[str] = ()) -> Future[Record] | None:
+        """Hand a batch out; None where there is nobody but those to avoid."""
+        if avoid:
+            return None
+        future: Future[Record] = Future()
+        self._queue.put((future, work, batch))
+        return future
+
+    def places(self) -> dict[Any, tuple[str, float]] | None:
+        """Return None: all batches are where they were put, in this process."""
+        return None
+
+    def close(self, unfinished: Collection[Future[Record]]) -> None:
+        """Let the threads end, without waiting for what they do where something is unfinished."""
+        for future in unfinished:
+            future.cancel()
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in () if unfinished else self._threads:
+            thread.join()
+
+    def _serve(self) -> None:
+        while (item := self._queue.get()) is not None:
+            future, work, batch = item
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                result = work(batch)
+            except BaseException as error:  # noqa: BLE001  # the driver's to judge, whatever it is
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+            # Or it would live, with all that its error refers to, until the next batch comes.
+            del item, future
+
+
+class Workers:
+    """The workers of a Dask cluster, as many as there are at the moment.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    name : str
+        Begins the keys of the tasks.
+    """
+
+    def __init__(self, client: Any, name: str) -> None:
+        self._client = client
+        self._name = f"{name}-{uuid.uuid4().hex[:12]}"
+        self._count = 0
+        self._asked, self._room = float("-inf"), 0
+        self._deserted_since: float | None = None
+        self._addresses: list[str] = []
+
+    def room(self) -> int:
+        """Return how many batches to hand out at a time: workers join and leave while a step runs.
+
+        Raises
+        ------
+        ClusterLost
+            The scheduler does not answer, or has had no workers for too long.
+        """
+        now = time.monotonic()
+        if now - self._asked < _ASK_SECONDS:
+            return self._room
+        self._asked = now
+        threads = self._ask("ncores")
+        self._addresses = list(threads)
+        self._deserted_since = None if threads else self._deserted_since or now
+        if self._deserted_since is not None and now - self._deserted_since > _WITHOUT_WORKERS_SECONDS:
+            raise ClusterLost(
+                "the cluster has had no workers for a while",
+                got=f"{now - self._deserted_since:.0f} s",
+                remedy="start workers, then run the same job again to resume",
+            )
+        self._room = _IN_FLIGHT_PER_WORKER * max(sum(threads.values()), 1)
+        return self._room
+
+    def submit(self, work: Work, batch: int, avoid: Collection[str] = ()) -> Any:
+        """Hand a batch out, to none of the workers to avoid unless they are all there are."""
+        self._count += 1
+        elsewhere = [address for address in self._addresses if address not in avoid] if avoid else []
+        where = {"workers": elsewhere, "allow_other_workers": True} if elsewhere else {}
+        with _losses_named():
+            return self._client.submit(work, batch, key=f"{self._name}-{self._count}", pure=False, **where)
+
+    def places(self) -> dict[Any, tuple[str, float]] | None:
+        """Return the worker that has each batch, and how many times its share it has.
+
+        Batches that wait in the scheduler are left out: nobody is slow with them.
+
+        Raises
+        ------
+        ClusterLost
+            The scheduler does not answer.
+        """
+        threads, processing = self._ask("ncores"), self._ask("processing")
+        return {
+            key: (address, max(len(keys) / (_IN_FLIGHT_PER_WORKER * max(threads.get(address, 1), 1)), 1.0))
+            for address, keys in processing.items()
+            for key in keys
+        }
+
+    def replace_one(self) -> None:
+        """Nothing: the scheduler takes a worker that says nothing for one that is gone, after a while."""
+
+    def close(self, unfinished: Collection[Any]) -> None:
+        """Take back what is unfinished; workers are not waited for."""
+        if unfinished:
+            with contextlib.suppress(Exception):  # a cluster that is gone has nothing left to cancel
+                self._client.cancel(list(unfinished), force=True)
+
+    def _ask(self, what: str) -> dict[str, Any]:
+        """Ask the scheduler something about all its workers."""
+        with _losses_named():
+            scheduler = self._client.scheduler
+            if scheduler is None:
+                raise CancelledError
+            question = getattr(scheduler, what)
+            return dict(self._client.sync(question, workers=None, callback_timeout=_ANSWER_SECONDS))
+
+
+@contextlib.contextmanager
+def _losses_named() -> Iterator[None]:
+    """Turn what distributed raises when a cluster is gone into our own error."""
+    from distributed.client import ClosedClientError
+
+    try:
+        yield
+    except (CancelledError, ClosedClientError, OSError, RuntimeError) as error:
+        raise ClusterLost(
+            "the Dask cluster went away",
+            got=f"{type(error).__name__}: {error}".strip(": "),
+            remedy="run the same job again to resume",
+        ) from error

@@ -1,0 +1,232 @@
+"""Hand batches out in bounded waves, and never wait for ever: late ones are handed out once more.
+
+A batch that passes its hard deadline gets a twin on another worker. That is harmless: a block's bytes do not
+depend on who writes them, objects are replaced whole, and a batch's first record stays.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from denoizarr.errors import BlockFailed, ClusterLost, DenoizarrError
+
+from .batches import Record
+from .crews import Threads, Work, Workers
+from .deadlines import Deadlines
+
+_LOG = logging.getLogger(__name__)
+# How often deadlines are looked at, and how soon a thread that ended without a word is found.
+_LOOK_SECONDS = 1.0
+_GONE = frozenset({"NoValidWorkerError", "FutureCancelledError"})
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A batch that is out: since when, how often, and everything that may bring its answer."""
+
+    since: float
+    handles: list[Any] = field(default_factory=list)
+    tries: int = 1
+    warned: bool = False
+    seen_on: set[str] = field(default_factory=set)
+
+
+class Waves:
+    """The batches of one step on their way through a crew.
+
+    Parameters
+    ----------
+    crew : Threads or Workers
+    work : callable
+        ``work(batch) -> Record``, where the crew is.
+    label : str
+        What the log calls the step.
+    deadlines : Deadlines
+    fetch : bool
+        Whether the records come back. Without, an answer says that a batch is done, and the worker that has
+        it is asked for nothing more: it may have frozen since.
+    clock : callable
+        In seconds.
+    look_seconds : float
+        Longest time between two looks at the deadlines.
+    """
+
+    def __init__(
+        self,
+        crew: Threads | Workers,
+        work: Work,
+        label: str,
+        deadlines: Deadlines,
+        *,
+        fetch: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        look_seconds: float = _LOOK_SECONDS,
+    ) -> None:
+        self._crew, self._work, self._label, self._deadlines = crew, work, label, deadlines
+        self._fetch = fetch
+        self._clock, self._look_seconds = clock, look_seconds
+        self._ended: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+        self._running: dict[int, _Turn] = {}
+        # Of late batches whose twins were faster. Held, so that their workers count as busy and get no more.
+        self._late: list[Any] = []
+        self._looked = clock()
+
+    @property
+    def in_flight(self) -> int:
+        """Number of batches that are out."""
+        return len(self._running)
+
+    def run(
+        self, todo: Iterable[int], may_go_on: Callable[[], bool]
+    ) -> Generator[tuple[int, Record | BaseException], None, None]:
+        """Yield (batch, record or error) as batches end, never more of them out than the crew has room for.
+
+        Parameters
+        ----------
+        todo : iterable of int
+        may_go_on : callable
+            Asked before each batch. Once it says no, those that are out are waited for and no more follow.
+        """
+        queue = iter(todo)
+        try:
+            while True:
+                while may_go_on() and len(self._running) < self._crew.room():
+                    batch = next(queue, None)
+                    if batch is None:
+                        break
+                    self._running[batch] = _Turn(self._clock())
+                    self._hand_out(batch)
+                if not self._running:
+                    return
+                for batch, handle in self._answers():
+                    yield from self._settle(batch, handle)
+                yield from self._look_at_deadlines()
+        finally:
+            self._crew.close([*self._late, *(h for turn in self._running.values() for h in turn.handles)])
+
+    def _hand_out(self, batch: int, avoid: frozenset[str] = frozenset()) -> bool:
+        handle = self._crew.submit(self._work, batch, avoid)
+        if handle is None:
+            return False
+        self._running[batch].handles.append(handle)
+        # Not a wait for the first of many futures: that costs more the more of them there are.
+        handle.add_done_callback(lambda ended: self._ended.put((batch, ended)))
+        return True
+
+    def _answers(self) -> Iterator[tuple[int, Any]]:
+        """Yield what has ended, waiting a while for the first."""
+        try:
+            yield self._ended.get(timeout=self._look_seconds)
+            while True:
+                yield self._ended.get_nowait()
+        except Empty:
+            return
+
+    def _settle(self, batch: int, handle: Any) -> Iterator[tuple[int, Record | BaseException]]:
+        """Yield the outcome of a batch, unless its twin was faster or has yet to answer."""
+        turn = self._running.get(batch)
+        if turn is None or handle not in turn.handles:
+            return
+        error = _error_of(handle)
+        turn.handles.remove(handle)
+        record: Record = {"batch": batch}
+        if error is None and self._fetch:
+            try:
+                record = handle.result(timeout=self._deadlines.policy.least_seconds)
+            except TimeoutError:
+                if self._again(batch, turn, "its record does not come"):
+                    return
+                error = self._given_up(batch, turn, "its record does not come")
+        if type(error).__name__ == "KilledWorker":
+            if turn.handles or self._again(batch, turn, f"{error}"):
+                return
+            error = BlockFailed(
+                "a batch whose workers died",
+                where=f"{self._label}, batch {batch}",
+                got=f"{turn.tries} tries, the last: {error}",
+                remedy="give workers more memory, or look at what the batch reads",
+            )
+        if error is not None and turn.handles and not isinstance(error, ClusterLost):
+            return  # its twin may yet succeed
+        self._running.pop(batch, None)
+        self._late += turn.handles
+        if error is None:
+            self._deadlines.add(self._clock() - turn.since)
+        yield batch, record if error is None else error
+
+    def _again(self, batch: int, turn: _Turn, why: str) -> bool:
+        """Hand a batch out once more, if it may be."""
+        if turn.tries >= self._deadlines.policy.tries:
+            return False
+        _LOG.warning("%s: batch %d is handed out again: %s", self._label, batch, why)
+        turn.tries, turn.since, turn.warned = turn.tries + 1, self._clock(), False
+        self._hand_out(batch, frozenset(turn.seen_on))
+        return True
+
+    def _look_at_deadlines(self) -> Iterator[tuple[int, BaseException]]:
+        """Warn of late batches, hand the very late to someone else, give up those that are too often late."""
+        now = self._clock()
+        if now - self._looked < self._look_seconds:
+            return
+        self._looked = now
+        soft = self._deadlines.soft_seconds()
+        late = {b: t for b, t in self._running.items() if now - t.since > self._first_limit(t, soft)}
+        if not late:
+            return
+        places = self._crew.places()
+        for batch, turn in late.items():
+            where, share = "this process", 1.0
+            if places is not None:
+                # The last handle is the one that counts: those before it are late already.
+                found = places.get(turn.handles[-1].key)
+                if found is None:
+                    turn.since = now  # in the scheduler, and nobody's yet
+                    continue
+                where, share = found
+            turn.seen_on.add(where)
+            seconds = now - turn.since
+            if seconds > share * self._deadlines.hard_seconds(turn.tries):
+                why = f"no answer from {where} in {seconds:.0f} s"
+                if not self._again(batch, turn, why):
+                    yield batch, self._given_up(batch, turn, why)
+            elif soft is not None and seconds > share * soft and not turn.warned:
+                turn.warned = True
+                text = "%s: batch %d takes long: %.0f s on %s"
+                _LOG.warning(text, self._label, batch, seconds, where)
+
+    def _first_limit(self, turn: _Turn, soft: float | None) -> float:
+        hard = self._deadlines.hard_seconds(turn.tries)
+        return hard if soft is None or turn.warned else min(soft, hard)
+
+    def _given_up(self, batch: int, turn: _Turn, why: str) -> BaseException:
+        del self._running[batch]
+        self._late += turn.handles
+        self._crew.replace_one()
+        return BlockFailed(
+            "a batch was given up that never ends",
+            where=f"{self._label}, batch {batch}",
+            got=f"{turn.tries} tries, the last: {why}",
+            remedy="look at that worker and its store, then run the same job again to resume",
+        )
+
+
+def _error_of(handle: Any) -> BaseException | None:
+    try:
+        error: BaseException | None = handle.exception()
+    except CancelledError as cancelled:
+        error = cancelled
+    if error is None or isinstance(error, DenoizarrError):
+        return error
+    if isinstance(error, CancelledError) or type(error).__name__ in _GONE:
+        return ClusterLost(
+            "the Dask cluster went away",
+            got=str(error) or type(error).__name__,
+            remedy="run the same job again to resume",
+        )
+    return error

@@ -1,0 +1,69 @@
+"""The beginning of an output that several processes write at once, none of which knows of the others."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from denoizarr.engine.ledger import Ledger
+from denoizarr.errors import BlockFailed, ImageNotFound, NotOmeZarr
+from denoizarr.stores import locations, records
+from denoizarr.stores.ome_zarr import STATE
+
+from .layout import OutputLayout
+from .output import begin_output, check_free, ledger_url
+
+# How long the process that was first may take before another takes it for dead.
+_PATIENCE_SECONDS, _LOOK_SECONDS, _ATTEMPTS = 60.0, 0.2, 3
+
+
+def begin_shared(
+    layout: OutputLayout,
+    identity: dict[str, Any],
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Ledger:
+    """Do as ``begin_output`` does, once among all the processes that call this at about the same time.
+
+    The first to put its name into the ledger creates the metadata; the others wait until they are there.
+    Nobody puts a record before that.
+
+    Raises
+    ------
+    OutputExists, LedgerMismatch
+    BlockFailed
+        Whoever was to create the metadata did not.
+    """
+    check_free(layout.url)
+    ledger = Ledger.claim(ledger_url(layout.url), {"output": layout.identity(), **identity})
+    me = {"host": socket.gethostname(), "process": os.getpid()}
+    for attempt in range(_ATTEMPTS):
+        if is_laid_out(layout):
+            return ledger
+        if records.create_json(locations.join(ledger.url, f"begin-{attempt}.json"), me):
+            return begin_output(layout, identity)
+        patience = clock() + _PATIENCE_SECONDS
+        while clock() < patience:
+            if is_laid_out(layout):
+                return ledger
+            sleep(_LOOK_SECONDS)
+    raise BlockFailed(
+        "nobody created the output's metadata",
+        where=layout.url,
+        got=f"{_ATTEMPTS} attempts",
+        remedy="run once without blocks, or delete the ledger and begin again",
+    )
+
+
+def is_laid_out(layout: OutputLayout) -> bool:
+    """Tell whether all metadata of an output are there: its arrays are the last that is written of them."""
+    try:
+        group = locations.open_group(layout.url, "r")
+    except (ImageNotFound, NotOmeZarr):
+        return False
+    with locations.translated(layout.url):
+        return group.attrs.get(STATE) is not None and all(level.path in group for level in layout.levels)

@@ -165,6 +165,7 @@ _SECRETS = st.text("abcXYZ0189/+#?%:=~", min_size=6, max_size=20).filter(lambda 
 
 @given(_SECRETS)
 @example("p/443/x")
+@example("000:0/")
 def test_no_secret_survives_redaction(secret: str) -> None:
     assert f"Q{secret}Q" not in locations.redact(f"s3://key:Q{secret}Q@bucket/a.zarr")
 

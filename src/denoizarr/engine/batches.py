@@ -15,6 +15,9 @@ from denoizarr.geometry.grids import batch_of, ceil_div
 from .ledger import Ledger
 from .retries import RetryPolicy, retried
 
+# How long a batch may go on without asking whether its output is still its job's.
+_CLAIM_SECONDS = 1.0
+
 Record = dict[str, Any]
 Task = Callable[[Any, int], Record]
 
@@ -72,9 +75,21 @@ def run_batch(step: Step, ledger: Ledger | None, batch: int, retries: RetryPolic
     if ledger is not None and persist(lambda: ledger.get(step.name, batch), f"record {batch}") is not None:
         # A twin, or another driver of the same job, was faster: nothing is written twice.
         return {"batch": batch}
+    checked = float("-inf")
+
+    def check_claim() -> None:
+        nonlocal checked
+        if ledger is not None and time.monotonic() - checked > _CLAIM_SECONDS:
+            ledger.check_claim()
+            checked = time.monotonic()
+
+    def do(block: int) -> Record:
+        check_claim()
+        return step.task(step.spec, block)
+
     started = time.monotonic()
     blocks = batch_of(batch, step.n_blocks, step.blocks_per_batch)
-    results = [persist(lambda n=n: step.task(step.spec, n), f"block {n}", n) for n in blocks]  # type: ignore[misc]
+    results = [persist(lambda n=n: do(n), f"block {n}", n) for n in blocks]  # type: ignore[misc]
     record: Record = {
         "batch": batch,
         "blocks": [blocks.start, blocks.stop],
@@ -83,6 +98,7 @@ def run_batch(step: Step, ledger: Ledger | None, batch: int, retries: RetryPolic
         "peak_bytes": peak_bytes(),
     }
     if ledger is not None:
+        persist(check_claim, "claim")
         persist(lambda: ledger.put(step.name, batch, record), f"record {batch}")
         # The driver reads the record where it is stored: what crosses the scheduler stays small.
         return {"batch": batch}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import CancelledError, Future
+from importlib.metadata import version
 from queue import SimpleQueue
 from typing import Any
 
@@ -88,6 +90,25 @@ class Threads:
             del item, future
 
 
+def of_version(expected: str, work: Work, batch: int) -> Record:
+    """Do a batch where this runs, unless the package is another there: its bytes might be others too.
+
+    Raises
+    ------
+    ClusterLost
+        It is: such a cluster is no good for the job, and would fail the batches one by one.
+    """
+    if (found := version("denoizarr")) != expected:
+        raise ClusterLost(
+            "a worker has another version of denoizarr",
+            where=socket.gethostname(),
+            got=found,
+            expected=expected,
+            remedy="start all workers in the environment of this process",
+        )
+    return work(batch)
+
+
 class Workers:
     """The workers of a Dask cluster, as many as there are at the moment.
 
@@ -136,7 +157,10 @@ class Workers:
         elsewhere = [address for address in self._addresses if address not in avoid] if avoid else []
         where = {"workers": elsewhere, "allow_other_workers": True} if elsewhere else {}
         with _losses_named():
-            return self._client.submit(work, batch, key=f"{self._name}-{self._count}", pure=False, **where)
+            key = f"{self._name}-{self._count}"
+            return self._client.submit(
+                of_version, version("denoizarr"), work, batch, key=key, pure=False, **where
+            )
 
     def places(self) -> dict[Any, tuple[str, float]] | None:
         """Return the worker that has each batch, and how many times its share it has.

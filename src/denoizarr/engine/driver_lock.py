@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from denoizarr.errors import ImageNotFound, MetadataError, OutputLocked
+from denoizarr.errors import ImageNotFound, MetadataError, Outage, OutputLocked
 from denoizarr.stores import locations, records
 
 _LOG = logging.getLogger(__name__)
+NOTE = "driver.json"
 
 
 @contextmanager
@@ -28,21 +31,41 @@ def only_driver(ledger_url: str) -> Iterator[None]:
     OutputLocked
         A living process of this machine holds it.
     """
-    key = locations.join(ledger_url, "driver.json")
-    me = {"host": socket.gethostname(), "process": os.getpid()}
+    key = locations.join(ledger_url, NOTE)
+    me = {"host": socket.gethostname(), "process": os.getpid(), "life": _life_of(os.getpid())}
+    was_there = locations.exists(ledger_url)
     if not records.create_json(key, me):
         _refuse_if_alive(key, me)
         records.write_json(key, me)
     try:
         yield
     finally:
-        if _note(key) == me:
-            locations.delete(key)
+        # What happened inside is what the caller must hear of, not that the store is away now as well.
+        with contextlib.suppress(Outage, OSError):
+            if _note(key) == me:
+                locations.delete(key)
+            if not was_there:  # and nothing was begun after all
+                locations.delete_if_empty(ledger_url)
 
 
 def driver_of(ledger_url: str) -> dict[str, Any]:
     """Return the note of a ledger's driver, host and process; empty where there is none."""
-    return _note(locations.join(ledger_url, "driver.json"))
+    return _note(locations.join(ledger_url, NOTE))
+
+
+def holder_lives(holder: dict[str, Any]) -> bool:
+    """Tell whether the process of a note of this machine lives: that one, and none with its number since."""
+    process, life = holder.get("process"), holder.get("life")
+    if not isinstance(process, int) or isinstance(process, bool) or process < 1:
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    now = _life_of(process)
+    return now is None or (now != _ENDED and life in (None, now))
 
 
 def _note(key: str) -> dict[str, Any]:
@@ -58,23 +81,29 @@ def _refuse_if_alive(key: str, me: dict[str, Any]) -> None:
         if holder:
             _LOG.warning("taking over from a driver on %s, which may still run", holder.get("host"))
         return
-    process = holder.get("process")
-    if process == me["process"] or not isinstance(process, int) or not process_lives(process):
+    if holder == me or not holder_lives(holder):
         return
     raise OutputLocked(
         "another driver is writing this output",
         where=key,
-        got=f"process {process}",
+        got=f"process {holder['process']}",
         remedy="wait for it; if it is not denoizarr, delete this file and run again",
     )
 
 
-def process_lives(process: int) -> bool:
-    """Tell whether a process of this machine lives."""
+_ENDED = "ended"
+
+
+def _life_of(process: int) -> str | None:
+    """Return what tells a process from those that had, or will have, its number; None where nothing does.
+
+    Numbers come again: after a reboot, and in a container, where the first process is always 1.
+    """
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        # Behind the name, which may hold anything: the state, and as twentieth the start, in ticks since boot.
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except (OSError, UnicodeDecodeError):  # not Linux, or just gone
+        return None
+    # A zombie's parent has yet to hear of its end, and may never.
+    return _ENDED if fields[0] in "ZX" else f"{boot}-{fields[19]}"

@@ -9,13 +9,14 @@ from denoizarr.errors import (
     BlockFailed,
     ClusterLost,
     DenoizarrError,
+    LedgerMismatch,
     NoSpace,
     PermissionDenied,
     StoreUnavailable,
 )
 
 _LOG = logging.getLogger(__name__)
-_OUTAGES = (NoSpace, PermissionDenied, ClusterLost)
+_OUTAGES = (NoSpace, PermissionDenied, ClusterLost, LedgerMismatch)
 # Each of these has taken minutes of tries: so many in a row are no accident.
 _SLOW_FAILURES = (StoreUnavailable, BlockFailed, TimeoutError)
 # A step whose first batches all fail fails for all: a hundred thousand such lines would help nobody.

@@ -29,6 +29,7 @@ _NOTHING = object()
 GROUP = 1024  # batches whose records are gathered in one object
 # Records of several kilobytes each (histograms) are those of few batches; a group of them would not be small.
 _GROUP_BYTES = 8 * 2**20
+_PARTITION = "step.json"
 _FEW, _READERS = 32, 16
 FORMAT = 1  # of the ledger and of what its identity covers; part of every job's identity
 
@@ -58,7 +59,11 @@ class Ledger:
             It belongs to another job; the message names what differs.
         """
         body = _body(identity)
-        if not records.create_json(locations.join(url, "job.json"), body):
+        key = locations.join(url, "job.json")
+        if records.create_json(key, body):
+            # Without it no record vouches for anything.
+            locations.make_durable(key)
+        else:
             cls.check(url, identity)
         return cls(url, records.digest(body))
 
@@ -87,34 +92,73 @@ class Ledger:
         """Tell whether a job has claimed the ledger at ``url``."""
         return locations.exists(locations.join(url, "job.json"))
 
-    def _key(self, step: str, batch: int) -> str:
-        return locations.join(self.url, step, record_name(batch))
+    def check_claim(self) -> None:
+        """Make sure that the ledger is still this job's: asked where a batch is done, before it writes.
 
-    def begin_step(self, step: str, n_blocks: int, blocks_per_batch: int) -> None:
-        """Write down a step's partition into batches, or find it as it was.
+        A worker that hung, or a share of a job array, may go on long after its output was given to another.
 
         Raises
         ------
         LedgerMismatch
-            The step was begun with another.
+            It is another's by now, or gone.
         """
-        key = locations.join(self.url, step, "step.json")
+        key = locations.join(self.url, "job.json")
+        try:
+            holder = records.digest(records.read_json(key))
+        except ImageNotFound:
+            holder = "nobody"
+        if holder != self.job:
+            raise LedgerMismatch(
+                "this output has been given to another job",
+                where=key,
+                got=f"job {holder}",
+                expected=f"job {self.job}",
+                remedy="let that job end",
+            )
+
+    def _key(self, step: str, batch: int) -> str:
+        return locations.join(self.url, step, record_name(batch))
+
+    def begin_step(self, step: str, n_blocks: int, blocks_per_batch: int) -> int:
+        """Write down a step's partition into batches, or find it as it was; return the blocks in a batch.
+
+        Those on record count: whoever goes on may have another opinion of how long a batch should last.
+
+        Raises
+        ------
+        LedgerMismatch
+            The step was begun with other blocks.
+        """
+        key = locations.join(self.url, step, _PARTITION)
         mine = {"job": self.job, "blocks": n_blocks, "blocks_per_batch": blocks_per_batch}
         if records.create_json(key, mine):
-            return
-        try:
-            found = records.read_json(key)
-        except MetadataError:  # a power cut's
+            return blocks_per_batch
+        recorded = self.blocks_per_batch(step, n_blocks)
+        if recorded is None:  # what a power cut left
             records.write_json(key, mine)
-            return
-        if found != mine:
+        return recorded or blocks_per_batch
+
+    def blocks_per_batch(self, step: str, n_blocks: int) -> int | None:
+        """Return how many blocks a batch of a step has, as it was begun; None where that is not on record.
+
+        Raises
+        ------
+        LedgerMismatch
+            The step was begun with other blocks.
+        """
+        found = self._read(locations.join(self.url, step, _PARTITION))
+        size = None if found is None else found.get("blocks_per_batch")
+        if found is None or not isinstance(size, int) or size < 1:
+            return None
+        if found.get("blocks") != n_blocks:
             raise LedgerMismatch(
-                "a step that was begun with other batches",
-                where=key,
-                got=f"{found.get('blocks')} blocks, {found.get('blocks_per_batch')} a batch",
-                expected=f"{n_blocks} blocks, {blocks_per_batch} a batch",
+                "a step that was begun with other blocks",
+                where=locations.join(self.url, step, _PARTITION),
+                got=f"{found.get('blocks')} blocks",
+                expected=f"{n_blocks} blocks",
                 remedy="delete the ledger and the output",
             )
+        return size
 
     def get(self, step: str, batch: int) -> dict[str, Any] | None:
         """Return the record of a batch, or None where it is not done by this job."""
@@ -129,10 +173,12 @@ class Ledger:
         except ImageNotFound:
             return None
         except MetadataError:
-            # A power cut can leave an empty file. It vouches for nothing, and would win against a redo.
-            locations.delete(key)
+            # What a power cut left, or what another machine is just writing, seen through a network disk:
+            # it vouches for nothing, and is not ours to delete.
             return None
-        if record.get("job") != self.job:
+        if "job" not in record:
+            return None
+        if record["job"] != self.job:
             raise LedgerMismatch(
                 "a record of another job", where=key, remedy="delete the ledger and the output"
             )
@@ -140,7 +186,8 @@ class Ledger:
 
     def _group(self, step: str, group: int) -> list[dict[str, Any]] | None:
         found = self._read(locations.join(self.url, step, group_name(group)))
-        return None if found is None else [{"job": self.job, **record} for record in found["records"]]
+        members = None if found is None else _members(found)
+        return None if members is None else [{"job": self.job, **record} for record in members]
 
     def done(self, step: str, n_batches: int) -> bytearray:
         """Return a one for every batch of a step that is done, a zero for the others. Reads no record."""
@@ -194,21 +241,28 @@ class Ledger:
         batches = range(group * GROUP, (group + 1) * GROUP)
         names = [record_name(batch) for batch in batches]
         sizes = locations.sizes_of(folder, names)
-        if not locations.sizes_of(folder, [group_name(group)])[0]:
+        if not any(sizes):
+            return bool(locations.sizes_of(folder, [group_name(group)])[0])
+        if self._group(step, group) is None:
             if not all(sizes) or sum(sizes) > _GROUP_BYTES:
                 return False
             found = list(self._singles(step, batches))
             if any(record is None for record in found):
                 return False
             bodies = [{k: v for k, v in (record or {}).items() if k != "job"} for record in found]
-            key = locations.join(folder, group_name(group))
-            records.create_compact_json(key, {"job": self.job, "records": bodies})
-            # Before its members go: what a power cut leaves of it must not be all that is left of them.
-            locations.make_durable(key)
+            self._put_group(step, group, {"job": self.job, "records": bodies})
         spare = [locations.join(folder, name) for name, size in zip(names, sizes, strict=True) if size]
         with ThreadPoolExecutor(_READERS) as pool:
             list(pool.map(locations.delete, spare))
         return True
+
+    def _put_group(self, step: str, group: int, body: dict[str, Any]) -> None:
+        key = locations.join(self.url, step, group_name(group))
+        if not records.create_compact_json(key, body) and self._group(step, group) is None:
+            locations.delete(key)  # torn
+            records.create_compact_json(key, body)
+        # Before its members go: what a power cut leaves of it must not be all that is left of them.
+        locations.make_durable(key)
 
     def holds(self, step: str, n_batches: int) -> bool:
         """Tell whether every batch of a step has its record."""
@@ -221,8 +275,21 @@ class Ledger:
                 locations.delete_prefix(locations.join(self.url, name))
 
     def put(self, step: str, batch: int, record: dict[str, Any]) -> None:
-        """Record a batch as done; the first record of a batch stays."""
-        records.create_json(self._key(step, batch), {"job": self.job, **record})
+        """Record a batch as done; the first record of a batch stays, unless it is torn."""
+        key, body = self._key(step, batch), {"job": self.job, **record}
+        if not records.create_json(key, body) and self._read(key) is None:
+            records.write_json(key, body)
+
+    def discard_torn(self, step: str, batch: int) -> None:
+        """Delete what lies in place of a batch's record and is none, so that the batch counts as undone.
+
+        For the driver, and once all is done: a record that is just being written would go as well.
+        """
+        for name in (record_name(batch), group_name(batch // GROUP)):
+            key = locations.join(self.url, step, name)
+            found = self._read(key)
+            if found is None or (name != record_name(batch) and _members(found) is None):
+                locations.delete(key)
 
 
 def record_name(batch: int) -> str:
@@ -235,25 +302,11 @@ def group_name(group: int) -> str:
     return f"group-{group:06d}.json"
 
 
-def gathered_records(url: str, step: str, group: int) -> list[dict[str, Any]] | None:
-    """Return a group's records as they lie there, each with its job; None where they are not gathered.
-
-    For readers that change nothing and take nobody's word: a ``Ledger`` deletes what is torn.
-
-    Raises
-    ------
-    MetadataError
-        The group is torn.
-    """
-    key = locations.join(url, step, group_name(group))
-    try:
-        found = records.read_json(key)
-    except ImageNotFound:
-        return None
-    members = found.get("records")
-    if not isinstance(members, list) or len(members) != GROUP:
-        raise MetadataError("a group without its records", where=key)
-    return [{"job": found.get("job"), **record} for record in members]
+def _members(group: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the records of a group, without their job; None where it does not have them all."""
+    members = group.get("records")
+    whole = isinstance(members, list) and len(members) == GROUP
+    return members if whole and all(isinstance(member, dict) for member in members or ()) else None
 
 
 def _body(identity: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from denoizarr.errors import ImageNotFound, MetadataError
 from denoizarr.geometry.grids import ceil_div
 from denoizarr.stores import locations, records
 
-from .driver_lock import driver_of, process_lives
+from .driver_lock import driver_of, holder_lives
 from .ledger import Ledger
 
 Driver = Literal["running", "elsewhere", "none"]
@@ -79,7 +79,9 @@ def ledger_status(url: str) -> LedgerStatus:
         try:
             found = records.read_json(locations.join(folder, "step.json"))
             blocks, per_batch = int(found["blocks"]), int(found["blocks_per_batch"])
-        except (ImageNotFound, MetadataError, KeyError):
+        except (ImageNotFound, MetadataError, KeyError, TypeError, ValueError):
+            continue
+        if blocks < 0 or per_batch < 1:
             continue
         n_batches = ceil_div(blocks, per_batch)
         steps.append(StepStatus(name, sum(ledger.done(name, n_batches)), n_batches, blocks))
@@ -95,4 +97,4 @@ def _driver(holder: dict[str, Any]) -> tuple[Driver, str]:
     named = f"process {process} on {holder.get('host')}"
     if holder.get("host") != socket.gethostname():
         return "elsewhere", named
-    return ("running" if process_lives(process) else "none"), named
+    return ("running" if holder_lives(holder) else "none"), named

@@ -11,6 +11,7 @@ import logging
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -95,11 +96,11 @@ def run_step(
     if client is not None:
         # Here, because distributed would hide our own error ("save it first") in a TypeError of its own.
         pickle.dumps(step.spec)
-    name, n_batches = label or step.name, step.n_batches
-    done = bytearray(n_batches)
     if ledger is not None:
-        ledger.begin_step(step.name, step.n_blocks, step.blocks_per_batch)
-        done = ledger.done(step.name, n_batches)
+        size = ledger.begin_step(step.name, step.n_blocks, step.blocks_per_batch)
+        step = replace(step, blocks_per_batch=size)
+    name, n_batches = label or step.name, step.n_batches
+    done = bytearray(n_batches) if ledger is None else ledger.done(step.name, n_batches)
     mine = range(n_batches) if share is None else share.batches(n_batches)
     # Who has a share does not know when a group is full.
     gathering = _Gathering(ledger if share is None else None, step, done)
@@ -148,6 +149,12 @@ def run_step(
     return []
 
 
+def is_done(step: Step, ledger: Ledger) -> bool:
+    """Tell whether every batch of a step has its record, in the partition that it was begun with."""
+    size = ledger.blocks_per_batch(step.name, step.n_blocks)
+    return size is not None and ledger.holds(step.name, replace(step, blocks_per_batch=size).n_batches)
+
+
 class _Gathering:
     """Gathers the records of each group of batches as its last one ends: few files, and a quick resume."""
 
@@ -184,6 +191,7 @@ def _stored(ledger: Ledger, step: Step, done_before: bytearray, batches: range) 
     )
     for batch, record in zip(batches, found, strict=True):
         if record is None:
+            ledger.discard_torn(step.name, batch)
             raise BlockFailed(
                 "a record was lost or is damaged",
                 where=f"{step.name}, batch {batch}",

@@ -104,6 +104,8 @@ class Waves:
                     self._hand_out(batch)
                 if not self._running:
                     return
+                # Also while no more are handed out: it is here that a lost cluster shows.
+                self._crew.room()
                 for batch, handle in self._answers():
                     yield from self._settle(batch, handle)
                 yield from self._look_at_deadlines()
@@ -164,9 +166,10 @@ class Waves:
         """Hand a batch out once more, if it may be."""
         if turn.tries >= self._deadlines.policy.tries:
             return False
-        _LOG.warning("%s: batch %d is handed out again: %s", self._label, batch, why)
         turn.tries, turn.since, turn.warned = turn.tries + 1, self._clock(), False
-        self._hand_out(batch, frozenset(turn.seen_on))
+        is_out = self._hand_out(batch, frozenset(turn.seen_on))
+        now = "is handed out again" if is_out else "gets more time"
+        _LOG.warning("%s: batch %d %s: %s", self._label, batch, now, why)
         return True
 
     def _look_at_deadlines(self) -> Iterator[tuple[int, BaseException]]:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
+from denoizarr.engine.driver_lock import NOTE
 from denoizarr.engine.ledger import Ledger
-from denoizarr.engine.runner import Step
+from denoizarr.engine.runner import Step, is_done
 from denoizarr.errors import BadRequest, CorruptChunk, ImageNotFound, MisalignedGrid, NotOmeZarr, OutputExists
 from denoizarr.geometry.boxes import Box
 from denoizarr.stores import locations
@@ -47,9 +48,9 @@ def begin_output(layout: OutputLayout, identity: dict[str, Any], *, overwrite: b
         It is another job's.
     """
     beside = ledger_url(layout.url)
+    check_free(layout.url, overwrite=overwrite)
     if overwrite:
         _clear(layout.url, beside)
-    check_free(layout.url)
     ledger = Ledger.claim(beside, {"output": layout.identity(), **identity})
     group = _group_of(layout)
     with locations.translated(layout.url):
@@ -65,18 +66,29 @@ def begin_output(layout: OutputLayout, identity: dict[str, Any], *, overwrite: b
     return ledger
 
 
-def check_free(destination: str) -> None:
+def check_free(destination: str, *, overwrite: bool = False) -> None:
     """Refuse a destination where something lies that no ledger vouches for.
+
+    With ``overwrite``, only what is no Zarr hierarchy of anyone's: that is not ours to delete.
 
     Raises
     ------
     OutputExists
     """
-    if locations.exists(destination) and not Ledger.is_begun(ledger_url(destination)):
+    if not locations.exists(destination) or Ledger.is_begun(ledger_url(destination)):
+        return
+    if not overwrite:
         raise OutputExists(
             "something lies at the destination already",
             where=locations.redact(destination),
             remedy="choose another destination or pass overwrite",
+        )
+    names = locations.list_names(destination) if not locations.is_file(destination) else [""]
+    if names and not {"zarr.json", ".zgroup", ".zarray"} & set(names):
+        raise OutputExists(
+            "what lies at the destination is no Zarr image",
+            where=locations.redact(destination),
+            remedy="choose another destination, or delete it yourself",
         )
 
 
@@ -85,16 +97,16 @@ def _group_of(layout: OutputLayout) -> zarr.Group:
 
 
 def _clear(url: str, beside: str) -> None:
-    """Delete an output and its ledger; what is no Zarr hierarchy of anyone's is not ours to delete."""
-    names = locations.list_names(url) if not locations.is_file(url) else [""]
-    if names and not Ledger.is_begun(beside) and not {"zarr.json", ".zgroup", ".zarray"} & set(names):
-        raise OutputExists(
-            "what lies at the destination is no Zarr image",
-            where=locations.redact(url),
-            remedy="choose another destination, or delete it yourself",
-        )
+    """Delete an output and its ledger; a kill in between leaves no record that vouches for what is gone.
+
+    The records go first and the claim last; the driver's own note stays.
+    """
+    if Ledger.is_begun(beside):
+        Ledger(beside, "").forget()
     locations.delete_prefix(url)
-    locations.delete_prefix(beside)
+    for name in sorted(locations.list_names(beside), key="job.json".__eq__):
+        if name != NOTE:
+            locations.delete_prefix(locations.join(beside, name))
 
 
 def check_apart(destination: str, sources: Iterable[str]) -> None:
@@ -124,7 +136,7 @@ def check_apart(destination: str, sources: Iterable[str]) -> None:
 
 def reopen_output(layout: OutputLayout, ledger: Ledger, steps: Sequence[Step]) -> None:
     """Mark a complete output incomplete again if some of its batches are to be redone."""
-    if is_complete(layout.url) and not all(ledger.holds(step.name, step.n_batches) for step in steps):
+    if is_complete(layout.url) and not all(is_done(step, ledger) for step in steps):
         group = _group_of(layout)
         with locations.translated(layout.url):
             group.update_attributes({STATE: "incomplete"})

@@ -16,7 +16,7 @@ from denoizarr.errors import BadRequest
 from denoizarr.stores.sources import ImageReader
 
 from .layout import OutputLayout
-from .output import begin_output, check_apart, finish_output, reopen_output
+from .output import begin_output, check_apart, check_free, finish_output, ledger_url, reopen_output
 from .pyramid import blocks_per_batch, build_pyramid, pyramid_steps
 from .shared import begin_shared
 
@@ -112,8 +112,10 @@ def write_image(
         reopen_output(layout, ledger, [step])
         run_step(step, ledger=ledger, **who, label=job.label, fold=tally.add, share=share)
         return tally.summary(layout.url, seconds=time.monotonic() - started, changes=job.changes)
-    ledger = begin_output(layout, identity, overwrite=overwrite)
-    with only_driver(ledger.url):
+    check_free(layout.url, overwrite=overwrite)
+    # Before anything is deleted or claimed: it may be another driver's, in the middle of its work.
+    with only_driver(ledger_url(layout.url)):
+        ledger = begin_output(layout, identity, overwrite=overwrite)
         if prepare is not None:
             prepare()
         reopen_output(layout, ledger, [step, *pyramid_steps(layout)])

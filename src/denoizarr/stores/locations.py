@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -47,7 +47,8 @@ def redact(url: str) -> str:
     rest = url[scheme.end() :]
     # By hand: a secret key may hold "/", "?" or "#", where a URL parser would end the host.
     host, _, _ = rest.partition("/")
-    if "@" in host or (":" in host and not host.rpartition(":")[2].isdecimal()):
+    port = host.rpartition("]:")[2] if host.startswith("[") else host.partition(":")[2]
+    if "@" in host or (":" in host and not port.isdecimal()):
         rest = rest.rpartition("@")[2] if "@" in rest else host.partition(":")[0]
     return f"{scheme[1]}://{re.split('[?#]', rest)[0]}"
 
@@ -273,9 +274,9 @@ def list_names(url: str | Path) -> list[str]:
 
 
 def delete(url: str | Path) -> None:
-    """Delete one object; nothing happens where there is none."""
+    """Delete one object; nothing happens where there is none, or where another is faster."""
     folder, name = _split(url)
-    with translated(url):
+    with translated(url), suppress(FileNotFoundError, obstore.exceptions.NotFoundError):
         if exists(url):
             obstore.delete(object_store(folder), name)
 
@@ -295,6 +296,12 @@ def delete_prefix(url: str | Path) -> None:
                 entry.unlink()
         if not root.is_symlink():
             root.rmdir()
+
+
+def delete_if_empty(url: str | Path) -> None:
+    """Delete a folder in which nothing lies."""
+    with suppress(OSError):
+        local_path(url).rmdir()
 
 
 def listing_stamp(url: str | Path) -> str:

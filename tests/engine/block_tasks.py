@@ -94,3 +94,33 @@ def kill_always(spec: Any, block: int) -> dict[str, Any]:
 def add_up(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Merge a batch."""
     return {"total": sum(r["square"] for r in results), "blocks": [r["block"] for r in results]}
+
+
+class Unpicklable(Exception):  # noqa: N818
+    """Holds what no process can send to another."""
+
+    def __init__(self) -> None:
+        super().__init__("holds a lock")
+        self.lock = threading.Lock()
+
+
+class Misread(Exception):  # noqa: N818
+    """Can be sent, and not be read."""
+
+    def __init__(self, a: str, b: str) -> None:
+        super().__init__(a + b)
+
+
+def fail_oddly(spec: Any, block: int) -> dict[str, Any]:
+    """Raise what a task should not: errors that cannot travel, and what ends a thread or a process."""
+    odd: dict[int, Any] = {
+        1: Unpicklable,
+        2: partial(Misread, "a", "b"),
+        3: partial(ValueError, "long " * 100_000),
+        4: KeyboardInterrupt,
+        5: partial(SystemExit, 3),
+        6: partial(MemoryError, "no room"),
+    }
+    if block in odd:
+        raise odd[block]()  # noqa: RSE102  # some are partials
+    return {"block": block}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,24 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
 import zarr
-from block_tasks import add_up, die_once, fail, square
+from block_tasks import add_up, die_once, fail, fail_oddly, square
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from denoizarr.engine.crews import on_worker
+from denoizarr.engine.deadlines import DeadlinePolicy
 from denoizarr.engine.ledger import Ledger
 from denoizarr.engine.retries import ONE_TRY
 from denoizarr.engine.runner import Step, run_step
 from denoizarr.engine.summary import Tally
-from denoizarr.errors import BadRequest, BlockFailed, CorruptChunk, MissingChunk, StoreUnavailable
+from denoizarr.errors import (
+    BadRequest,
+    BlockFailed,
+    ClusterLost,
+    CorruptChunk,
+    MissingChunk,
+    StoreUnavailable,
+)
 from denoizarr.images.save import save_image
 from denoizarr.stores.images import as_image, open_image
 
@@ -192,3 +202,34 @@ def test_records_are_folded_one_at_a_time_in_batch_order(tmp_path, with_ledger):
 def _square(spec, block):
     threading.Event().wait(0.001 * (block % 4))
     return {"square": block * block}
+
+
+@pytest.mark.parametrize("on_cluster", [False, True])
+def test_whatever_a_block_raises_ends_as_a_failure_with_a_name(
+    tmp_path: Path, request: pytest.FixtureRequest, on_cluster: bool
+) -> None:
+    """A Dask worker whose task raises an exit or an interrupt says nothing of it, and all would wait."""
+    client = request.getfixturevalue("client") if on_cluster else None
+    ledger = Ledger.claim(str(tmp_path / "l"), IDENTITY)
+    step = Step("s", fail_oddly, None, 12, 1)
+    deadlines = DeadlinePolicy(least_seconds=10, first_seconds=10, hard_factor=0, tries=1)
+    with pytest.raises(
+        BlockFailed, match="6 of 12 batches failed at s, batches 1, 2, 3, 4, 5, 6: got"
+    ) as caught:
+        run_step(step, ledger=ledger, client=client, progress=False, deadlines=deadlines)
+    assert "holds a lock" in str(caught.value)
+    assert [b for b in range(12) if ledger.get("s", b) is None] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_worker_of_another_version_stops_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert on_worker(version("denoizarr"), lambda batch: {"batch": batch}, 3) == {"batch": 3}
+    with pytest.raises(
+        ClusterLost, match=r"another version of denoizarr at .*: got .*, expected 0\.0\.0-other"
+    ):
+        on_worker("0.0.0-other", lambda batch: {"batch": batch}, 3)
+
+
+def test_a_cluster_of_another_version_is_refused(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("denoizarr.engine.crews.version", lambda _: "0.0.0-other")
+    with pytest.raises(ClusterLost, match="another version"):
+        run_step(Step("s", square, "", 50, 1), client=client, progress=False)

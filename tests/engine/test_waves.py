@@ -276,3 +276,25 @@ def test_twins_that_write_the_same_box_do_not_disturb_each_other(tmp_path: Path)
         thread.join()
     assert len(found) == 120
     assert len(set(found)) == 1
+
+
+def test_a_cluster_that_is_lost_while_a_job_drains_is_noticed() -> None:
+    """Its batches are nobody's then, and nobody is slow with them: no deadline would ever pass."""
+    clock = [0.0]
+    crew = _Crew(clock, frozen={1})
+    crew.unassigned.add("1-2")
+    asked: list[bool] = []
+
+    def room() -> int:
+        asked.append(True)
+        if len(asked) > 100:
+            raise ClusterLost("the cluster has had no workers for a while")
+        return 2
+
+    crew.room = room  # type: ignore[method-assign]
+    waves = Waves(crew, dict, "s", Deadlines(POLICY), clock=lambda: clock[0], look_seconds=0.001)  # type: ignore[arg-type]
+    ended: list[int] = []
+    with pytest.raises(ClusterLost):  # noqa: PT012
+        for batch, _ in waves.run(range(9), lambda: not ended):
+            ended.append(batch)
+    assert ended == [0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import socket
 import threading
 import time
@@ -23,6 +24,7 @@ Work = Callable[[int], Record]
 _IN_FLIGHT_PER_WORKER = 2
 # How often a scheduler is asked who works, and how long it may take to say so.
 _ASK_SECONDS, _ANSWER_SECONDS = 1.0, 60.0
+_ERROR_BYTES, _ERROR_LETTERS = 100_000, 1000
 # As long as the scheduler itself waits for a worker; see cluster.SETTINGS.
 _WITHOUT_WORKERS_SECONDS = 300.0
 
@@ -90,13 +92,14 @@ class Threads:
             del item, future
 
 
-def of_version(expected: str, work: Work, batch: int) -> Record:
-    """Do a batch where this runs, unless the package is another there: its bytes might be others too.
+def on_worker(expected: str, work: Work, batch: int) -> Record:
+    """Do a batch on a worker, and raise only what its scheduler and the driver can make something of.
 
     Raises
     ------
     ClusterLost
-        It is: such a cluster is no good for the job, and would fail the batches one by one.
+        The package is of another version than ``expected`` here, and its bytes might be others: such a
+        cluster is no good for the job, and would fail the batches one by one.
     """
     if (found := version("denoizarr")) != expected:
         raise ClusterLost(
@@ -106,7 +109,34 @@ def of_version(expected: str, work: Work, batch: int) -> Record:
             expected=expected,
             remedy="start all workers in the environment of this process",
         )
-    return work(batch)
+    try:
+        return work(batch)
+    except BaseException as error:
+        if _travels(error):
+            raise
+        told = f"{type(error).__name__}: {_text_of(error)}"
+    raise RuntimeError(told)  # out here, or the other would travel along as its context
+
+
+def _travels(error: BaseException) -> bool:
+    """Tell whether an error survives the way to the driver, which an exit or an odd class does not.
+
+    A worker that gets an exit or an interrupt from a task says nothing of that task any more.
+    """
+    if not isinstance(error, Exception):
+        return False
+    try:
+        data = pickle.dumps(error)
+        return len(data) <= _ERROR_BYTES and str(pickle.loads(data)) is not None  # noqa: S301  # our own bytes
+    except Exception:  # noqa: BLE001  # whatever its class does wrong
+        return False
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)[:_ERROR_LETTERS]
+    except Exception:  # noqa: BLE001
+        return "without words"
 
 
 class Workers:
@@ -159,7 +189,7 @@ class Workers:
         with _losses_named():
             key = f"{self._name}-{self._count}"
             return self._client.submit(
-                of_version, version("denoizarr"), work, batch, key=key, pure=False, **where
+                on_worker, version("denoizarr"), work, batch, key=key, pure=False, **where
             )
 
     def places(self) -> dict[Any, tuple[str, float]] | None:

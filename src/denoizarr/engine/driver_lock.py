@@ -100,7 +100,7 @@ def _life_of(process: int) -> str | None:
     Numbers come again: after a reboot, and in a container, where the first process is always 1.
     """
     try:
-        # Behind the name, which may hold anything: the state, and as twentieth the start, in ticks since boot.
+        # Behind the name, which may hold anything: the state, and as twentieth the start in ticks of boot.
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except (OSError, UnicodeDecodeError):  # not Linux, or just gone

@@ -21,7 +21,7 @@ _OUTAGES = (NoSpace, PermissionDenied, ClusterLost, LedgerMismatch)
 _SLOW_FAILURES = (StoreUnavailable, BlockFailed, TimeoutError)
 # A step whose first batches all fail fails for all: a hundred thousand such lines would help nobody.
 _HOPELESS_AFTER = 20
-_LINES = 20
+_LINES, _NAMED = 20, 10
 
 
 class Failures:
@@ -43,6 +43,7 @@ class Failures:
         self._statuses: set[int] = set()
         self._successes = self._slow_in_a_row = 0
         self._outage = False
+        self._named: list[int] = []
 
     def __bool__(self) -> bool:
         return self._first is not None
@@ -66,6 +67,8 @@ class Failures:
     def add(self, batch: int, error: BaseException) -> None:
         """Take note of a batch that failed, and say so in the log."""
         self._outage = self._outage or isinstance(error, _OUTAGES)
+        if len(self._named) < _NAMED:
+            self._named.append(batch)
         self._slow_in_a_row = self._slow_in_a_row + 1 if isinstance(error, _SLOW_FAILURES) else 0
         self._statuses.add(getattr(error, "exit_status", 1))
         self._kinds[type(error)] += 1
@@ -73,23 +76,30 @@ class Failures:
         if self._first is None or batch < self._first[0]:
             self._first = batch, error
         if self.count <= _LINES:
-            _LOG.error("%s: batch %d failed: %s", self._label, batch, error)
+            said = error if isinstance(error, DenoizarrError) else f"{type(error).__name__}: {error}"
+            _LOG.error("%s: batch %d failed: %s", self._label, batch, said)
         elif self.count == _LINES + 1:
             _LOG.error("%s: more batches fail; they are counted", self._label)
 
     def error(self) -> BaseException:
         """Return the error that stands for all of them."""
         assert self._first is not None, "something failed"
-        batch, first = self._first
+        _, first = self._first
         if isinstance(first, DenoizarrError) and len(self._kinds) == 1:
             return first
         if self._statuses == {2}:
             return first
         error = BlockFailed(
             f"{self.count} of {self._n_batches} batches failed",
-            where=f"{self._step}, batch {batch}",
+            where=f"{self._step}, {self._batches()}",
             got=f"{type(first).__name__}: {first}",
             remedy="mend the cause and run the same job again; what is done is kept",
         )
         error.__cause__ = first
         return error
+
+    def _batches(self) -> str:
+        """Return the failed batches by number, as many as a line has room for."""
+        numbers = ", ".join(map(str, sorted(self._named)))
+        more = f" and {self.count - len(self._named)} more" if self.count > len(self._named) else ""
+        return f"batch{'es' if self.count > 1 else ''} {numbers}{more}"

@@ -13,7 +13,14 @@ import pytest
 import xarray as xr
 import zarr
 
-from denoizarr.errors import BadRequest, IncompleteOutput, LedgerMismatch, MisalignedGrid, OutputExists
+from denoizarr.errors import (
+    BadRequest,
+    CorruptChunk,
+    IncompleteOutput,
+    LedgerMismatch,
+    MisalignedGrid,
+    OutputExists,
+)
 from denoizarr.geometry.boxes import Box
 from denoizarr.images import save, write
 from denoizarr.images.output import write_box
@@ -327,3 +334,59 @@ def test_chunks_and_shards_are_what_was_asked(tmp_path: Path) -> None:
 def test_no_dataarray_without_dask_is_needed(tmp_path: Path) -> None:
     save_image(xr.DataArray(VALUES[0].T, dims=("x", "y")), tmp_path / "a.ome.zarr", levels=1)
     assert np.array_equal(open_image(tmp_path / "a.ome.zarr").values, VALUES[0])
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_a_block_is_replaced_whole_and_never_absent_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharded: bool
+) -> None:
+    """Its twin may have recorded it: a kill between a deletion and the next write would lose it."""
+    sizes: dict[str, Any] = {"chunks": (16, 16), "shards": (32, 32)} if sharded else {"chunks": (32, 32)}
+    array = zarr.create_array(str(tmp_path / "a.zarr"), shape=(40, 40), dtype="u2", **sizes)
+    box = Box((32, 32), (40, 40))  # at the far end: cropped
+    values = VALUES[0][box.slices]
+    first = write_box(array, box, values)
+    there = tmp_path / "a.zarr" / "c" / "1" / "1"
+    whole = there.read_bytes()
+    there.write_bytes(whole[:-3])
+
+    async def forbidden(*_: Any) -> None:
+        raise AssertionError("nothing is deleted")
+
+    monkeypatch.setattr(type(array.store), "delete", forbidden)
+    assert write_box(array, box, values) == first
+    assert there.read_bytes() == whole
+    assert write_box(array, box, np.zeros_like(values))["checksum"], "zeros are stored as well"
+    assert there.exists()
+
+
+def test_a_write_that_does_not_last_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = zarr.create_array(str(tmp_path / "a.zarr"), shape=(8, 8), dtype="u2", chunks=(8, 8))
+    values = np.arange(64, dtype="u2").reshape(8, 8)
+    put = type(array.store).set
+    for spoil, says in (
+        (lambda data: data[:-5], "cannot be read back"),
+        (lambda _: None, "is gone"),
+    ):
+
+        async def spoiled(store: Any, key: str, value: Any, spoil: Any = spoil) -> None:
+            if (data := spoil(value.to_bytes())) is not None:
+                await put(store, key, type(value).from_bytes(data))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(array.store), "set", spoiled)
+            with pytest.raises(CorruptChunk, match=says):
+                write_box(array, Box.whole((8, 8)), values)
+        for path in (tmp_path / "a.zarr" / "c").rglob("*"):
+            path.is_file() and path.unlink()
+    write_box(array, Box.whole((8, 8)), values)
+    with monkeypatch.context() as patched:
+        stale = (tmp_path / "a.zarr" / "c" / "0" / "0").read_bytes()
+        patched.setattr(type(array.store), "set", _nothing)
+        with pytest.raises(CorruptChunk, match="is not what was written"):
+            write_box(array, Box.whole((8, 8)), values + np.uint16(1))
+    assert (tmp_path / "a.zarr" / "c" / "0" / "0").read_bytes() == stale
+
+
+async def _nothing(*_: Any) -> None:
+    """Lose a write, as a disk does that promises more than it has."""

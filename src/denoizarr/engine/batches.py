@@ -68,28 +68,24 @@ def run_batch(step: Step, ledger: Ledger | None, batch: int, retries: RetryPolic
 
     A block that fails for a passing reason is tried again here, and alone: those before it are done.
     """
+    checked = float("-inf")
 
     def persist(work: Callable[[], Any], what: str, *drawn_from: object) -> Any:
-        return retried(work, retries, step.name, batch, *drawn_from, what=f"{step.name}, {what}")
+        def claimed_work() -> Any:
+            nonlocal checked
+            if ledger is not None and time.monotonic() - checked > _CLAIM_SECONDS:
+                ledger.check_claim()
+                checked = time.monotonic()
+            return work()
+
+        return retried(claimed_work, retries, step.name, batch, *drawn_from, what=f"{step.name}, {what}")
 
     if ledger is not None and persist(lambda: ledger.get(step.name, batch), f"record {batch}") is not None:
         # A twin, or another driver of the same job, was faster: nothing is written twice.
         return {"batch": batch}
-    checked = float("-inf")
-
-    def check_claim() -> None:
-        nonlocal checked
-        if ledger is not None and time.monotonic() - checked > _CLAIM_SECONDS:
-            ledger.check_claim()
-            checked = time.monotonic()
-
-    def do(block: int) -> Record:
-        check_claim()
-        return step.task(step.spec, block)
-
     started = time.monotonic()
     blocks = batch_of(batch, step.n_blocks, step.blocks_per_batch)
-    results = [persist(lambda n=n: do(n), f"block {n}", n) for n in blocks]  # type: ignore[misc]
+    results = [persist(lambda n=n: step.task(step.spec, n), f"block {n}", n) for n in blocks]  # type: ignore[misc]
     record: Record = {
         "batch": batch,
         "blocks": [blocks.start, blocks.stop],
@@ -98,7 +94,6 @@ def run_batch(step: Step, ledger: Ledger | None, batch: int, retries: RetryPolic
         "peak_bytes": peak_bytes(),
     }
     if ledger is not None:
-        persist(check_claim, "claim")
         persist(lambda: ledger.put(step.name, batch, record), f"record {batch}")
         # The driver reads the record where it is stored: what crosses the scheduler stays small.
         return {"batch": batch}

@@ -15,6 +15,7 @@ from denoizarr.engine.ledger import Ledger
 from denoizarr.engine.ledger_audit import LedgerClaim, audit_step, checksums_of, object_name, read_claim
 from denoizarr.engine.runner import Record, Step, run_step
 from denoizarr.errors import MetadataError
+from denoizarr.stores import records
 
 
 def _checksum(spec: Any, block: int) -> Record:
@@ -137,3 +138,23 @@ def test_no_ledger_no_step_and_a_torn_claim(tmp_path: Path) -> None:
         (tmp_path / "l" / "job.json").write_text(text)
         with pytest.raises(MetadataError):
             read_claim(claim.url)
+
+
+def test_records_that_are_gathered_while_they_are_looked_at_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_audit, "GROUP", 4)
+    claim = _run(tmp_path, 24, 3)
+    read = records.read_json
+
+    def meanwhile(url: str) -> dict[str, Any]:
+        if url.endswith("00000002.json"):
+            undone.rename(first)  # the last of its group is done, and its driver gathers them
+            _gather(claim, 0)
+        return read(url)
+
+    monkeypatch.setattr(records, "read_json", meanwhile)
+    first, undone = tmp_path / "l" / "s" / "00000000.json", tmp_path / "kept"
+    first.rename(undone)
+    audit = audit_step(claim, "s", 24)
+    assert audit.missing == ((0, 3),)

@@ -390,3 +390,29 @@ def test_a_write_that_does_not_last_is_said(tmp_path: Path, monkeypatch: pytest.
 
 async def _nothing(*_: Any) -> None:
     """Lose a write, as a disk does that promises more than it has."""
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize("torn", [b"", b'{"zarr_f'])
+def test_metadata_that_a_power_cut_tore_are_written_again_and_no_block_is(
+    tmp_path: Path, version: str, torn: bytes
+) -> None:
+    url = tmp_path / "a.ome.zarr"
+    options: dict[str, Any] = {"levels": 2, "chunks": (1, 16, 16), "ome_version": version}
+    first = save_image(VALUES, url, **options)
+    before = _hash(url)
+    names = [p for p in url.rglob("*") if p.name in ("zarr.json", ".zgroup", ".zattrs", ".zarray")]
+    assert len(names) >= 3
+    for name in names:
+        name.write_bytes(torn)
+        again = save_image(VALUES, url, **options)
+        assert (again.blocks_skipped, again.blocks_done) == (first.blocks_done, 0), name
+        assert _hash(url) == before, name
+
+
+def test_a_torn_claim_is_said_with_what_to_do(tmp_path: Path) -> None:
+    save_image(VALUES, tmp_path / "a.ome.zarr", **OPTIONS)
+    (tmp_path / "a.ome.zarr.ledger" / "job.json").write_bytes(b"")
+    with pytest.raises(LedgerMismatch, match=r"does not say any more whose it is .*delete this one and its"):
+        save_image(VALUES, tmp_path / "a.ome.zarr", **OPTIONS)
+    save_image(VALUES, tmp_path / "a.ome.zarr", overwrite=True, **OPTIONS)

@@ -165,7 +165,7 @@ def test_one_that_died_at_the_beginning_is_replaced_and_patience_ends(tmp_path: 
     beside.mkdir()
     (beside / "begin-0.json").write_text("{}")
     begin_shared(layout, {}, clock=lambda: now[0], sleep=sleep)
-    assert 60 <= now[0] < 61
+    assert 90 <= now[0] < 91
     assert is_laid_out(layout)
     locations.delete_prefix(tmp_path / "out.ome.zarr")
     (beside / "begin-2.json").write_text("{}")

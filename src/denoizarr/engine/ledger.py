@@ -76,9 +76,17 @@ class Ledger:
         LedgerMismatch
             It belongs to another job; the message names what differs.
         """
-        differences = sorted(
-            _differences(records.read_json(locations.join(url, "job.json")), _body(identity))
-        )
+        key = locations.join(url, "job.json")
+        try:
+            found = records.read_json(key)
+        except MetadataError as error:
+            raise LedgerMismatch(
+                "a ledger that does not say any more whose it is",
+                where=key,
+                got=error.got,
+                remedy="choose another output, or delete this one and its ledger",
+            ) from error
+        differences = sorted(_differences(found, _body(identity)))
         if differences:
             raise LedgerMismatch(
                 "this output was begun by another job",
@@ -327,4 +335,4 @@ def _differences(a: Any, b: Any, path: str = "") -> list[str]:
                 f"{path}.{key}".removeprefix(".identity").strip("."),
             )
         ]
-    return [] if a == b else [path]
+    return [] if a == b else [path or "identity"]

@@ -150,6 +150,10 @@ class _Records:
         if alone:
             return alone
         group = self._members(batch // GROUP)
+        if group is None and alone is None:
+            # It may have been gathered since: a job that runs does not wait for who looks on.
+            self._group = (-1, None)
+            group = self._members(batch // GROUP)
         if group is None:
             return alone
         member = group[batch % GROUP] if batch % GROUP < len(group) else {}

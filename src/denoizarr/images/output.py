@@ -19,9 +19,17 @@ from zarr.core.sync import sync
 from denoizarr.engine.driver_lock import NOTE
 from denoizarr.engine.ledger import Ledger
 from denoizarr.engine.runner import Step, is_done
-from denoizarr.errors import BadRequest, CorruptChunk, ImageNotFound, MisalignedGrid, NotOmeZarr, OutputExists
+from denoizarr.errors import (
+    BadRequest,
+    CorruptChunk,
+    ImageNotFound,
+    MetadataError,
+    MisalignedGrid,
+    NotOmeZarr,
+    OutputExists,
+)
 from denoizarr.geometry.boxes import Box
-from denoizarr.stores import locations
+from denoizarr.stores import locations, records
 from denoizarr.stores.objects import array_over, stored_checksum
 from denoizarr.stores.ome_zarr import STATE, ome_attributes
 from denoizarr.stores.sources import UNDECODABLE
@@ -52,11 +60,12 @@ def begin_output(layout: OutputLayout, identity: dict[str, Any], *, overwrite: b
     if overwrite:
         _clear(layout.url, beside)
     ledger = Ledger.claim(beside, {"output": layout.identity(), **identity})
+    torn = _delete_torn_metadata(layout)
     group = _group_of(layout)
     with locations.translated(layout.url):
         begun = group.attrs.get(STATE) is not None
         lacking = [level for level in layout.levels if level.path not in group]
-        if lacking:
+        if any(level.path not in torn for level in lacking):
             # Someone deleted the image, or a level of it, but not the ledger: its records vouch for nothing.
             ledger.forget()
         if not begun or lacking:
@@ -90,6 +99,32 @@ def check_free(destination: str, *, overwrite: bool = False) -> None:
             where=locations.redact(destination),
             remedy="choose another destination, or delete it yourself",
         )
+
+
+def _delete_torn_metadata(layout: OutputLayout) -> set[str]:
+    """Delete what a power cut left of metadata; return the paths of the levels whose it was.
+
+    They are written again as they were: what lies below them is as good as it was.
+    """
+    names = ("zarr.json",) if layout.ome_version == "0.5" else (".zgroup", ".zattrs", ".zarray")
+    torn = set()
+    for path in ("", *(level.path for level in layout.levels)):
+        keys = [locations.join(layout.url, path, name) for name in names]
+        if any(map(_is_torn, keys)):
+            torn.add(path)
+            for key in keys:
+                locations.delete(key)
+    return torn
+
+
+def _is_torn(key: str) -> bool:
+    try:
+        records.read_json(key)
+    except ImageNotFound:
+        return False
+    except MetadataError:
+        return True
+    return False
 
 
 def _group_of(layout: OutputLayout) -> zarr.Group:

@@ -16,8 +16,9 @@ from denoizarr.stores.ome_zarr import STATE
 from .layout import OutputLayout
 from .output import begin_output, check_free, ledger_url
 
-# How long the process that was first may take before another takes it for dead.
-_PATIENCE_SECONDS, _LOOK_SECONDS, _ATTEMPTS = 60.0, 0.2, 3
+# How long the process that was first may take before another takes it for dead. Longer than the minute for
+# which a network disk may go on saying that something is not there.
+_PATIENCE_SECONDS, _LOOK_SECONDS, _ATTEMPTS = 90.0, 0.2, 3
 
 
 def begin_shared(
@@ -66,4 +67,7 @@ def is_laid_out(layout: OutputLayout) -> bool:
     except (ImageNotFound, NotOmeZarr):
         return False
     with locations.translated(layout.url):
-        return group.attrs.get(STATE) is not None and all(level.path in group for level in layout.levels)
+        try:
+            return group.attrs.get(STATE) is not None and all(level.path in group for level in layout.levels)
+        except ValueError:  # of an array, what a power cut left
+            return False

@@ -38,6 +38,7 @@ from denoizarr.images.output import open_level, write_box
 from denoizarr.kernels.intensity import cast_intensities
 from denoizarr.stores.sources import Array, ImageReader
 from denoizarr.training.denoiser import Denoiser, Precision
+from denoizarr.training.memory import freed_memory_kept
 from denoizarr.training.own_network import OwnNetwork
 
 from .tile_threads import cores_of_process, run_side_by_side
@@ -136,9 +137,11 @@ def read_block(spec: PredictionSpec, block: int) -> RawBlock:
 
 def compute_block(spec: PredictionSpec, block: int, raw: RawBlock) -> DenoisedBlock:
     """Denoise what was read."""
-    values, tile_shape = compute_box(
-        _model_of(spec), raw, spec.tile_shape, np.dtype(spec.layout.dtype), f"block {block}", spec.threads
-    )
+    denoiser, dtype = _model_of(spec), np.dtype(spec.layout.dtype)
+    with freed_memory_kept():
+        values, tile_shape = compute_box(
+            denoiser, raw, spec.tile_shape, dtype, f"block {block}", spec.threads
+        )
     facts: Record = {"missing_chunks": raw.absent} if raw.absent else {}
     if tile_shape != spec.tile_shape:
         facts["tile_shape"] = list(tile_shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from denoizarr.stores.periodic import WaveTable
 from denoizarr.stores.sources import ImageReader
 from denoizarr.stores.strict import Missing
 from denoizarr.training.denoiser import Denoiser, Precision
+from denoizarr.training.memory import freed_memory_kept
 from denoizarr.training.own_network import OwnNetwork
 
 from .block import PredictionSpec, denoise_block
@@ -202,15 +204,17 @@ def _predict_one(
     )
     threads_before = torch.get_num_threads()
     try:
-        return write_image(
-            job,
-            overwrite=overwrite,
-            client=client,
-            threads=usable_cores(),
-            progress=progress,
-            prepare=lambda: _keep(model, model_url, waves_url, planned.reader, lines),
-            share=share,
-        )
+        # From one block to the next, too, where this process does them.
+        with freed_memory_kept() if client is None else nullcontext():
+            return write_image(
+                job,
+                overwrite=overwrite,
+                client=client,
+                threads=usable_cores(),
+                progress=progress,
+                prepare=lambda: _keep(model, model_url, waves_url, planned.reader, lines),
+                share=share,
+            )
     finally:
         torch.set_num_threads(threads_before)
 

@@ -188,15 +188,15 @@ class Denoiser:
 
         The finest level decides: what the last decoder reads (twice ``features`` channels), the skip and what
         was upsampled, which it was made of, are alive together: 545 bytes per voxel for 32 features in
-        float32, and 720 were measured where freed tensors stay with the process. A convolution in float64
-        unrolls its input nine times (27 in 3D). One's own network is run over a small tile to see.
+        float32, and up to 1000 were measured where freed tensors stay with the process. A convolution in
+        float64 unrolls its input nine times (27 in 3D). One's own network is run over a small tile to see.
         """
         around = 16 * self._numpy().itemsize
         if isinstance(self.network, OwnNetwork):
             # Autocast keeps some of its tensors in float32: as if it were all.
             wide = torch.float64 if self.precision == "float64" else torch.float32
             return around + peak_bytes_per_voxel(self.module, self.stride, wide)
-        channels = 7 + 2 * 3**self.network.ndim if self.precision == "float64" else 7
+        channels = 8 + 2 * 3**self.network.ndim if self.precision == "float64" else 8
         return around + channels * self.network.features * self._dtype.itemsize
 
     def to(self, device: str | None = None, precision: Precision | None = None) -> Denoiser:

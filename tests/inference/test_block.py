@@ -1,4 +1,4 @@
-"""What a block does with its tiles: side by side, in smaller ones where memory is short, in bfloat16 if asked."""
+"""What a block does with its tiles: side by side, smaller where memory is short, in bfloat16 if asked."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def computed(denoiser: Denoiser, image: Any, tile: tuple[int, ...], dtype: str =
 
 
 @pytest.mark.parametrize(
-    ("ndim", "shape", "tile"), [(2, (2, 150, 131), (32, 48)), (3, (20, 70, 66), (8, 32, 32))]
+    ("ndim", "shape", "tile"), [(2, (2, 150, 131), (32, 48)), (3, (8, 40, 36), (8, 16, 24))]
 )
 def test_tiles_side_by_side_have_the_bits_of_tiles_in_turn(
     ndim: int, shape: tuple[int, ...], tile: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    denoiser, image = model(ndim), noise(shape)
+    denoiser, image = model(ndim, features=2), noise(shape)
     found = []
     for cores in (1, 2, 5):
         monkeypatch.setattr(blocks, "cores_of_process", lambda n=cores: n)
@@ -246,7 +246,7 @@ def test_a_block_that_does_not_fit_is_computed_in_smaller_tiles(
     assert (expected.blocks_in_smaller_tiles, short.blocks_in_smaller_tiles) == (0, 2)
     difference = np.abs(open_image(tmp_path / "short").values - open_image(tmp_path / "plenty").values)
     assert difference.max() <= 5e-5 * image.std()
-    assert max(tried) > 120 * 120 >= sorted(tried)[-5] > 0, "once, and not tile by tile"
+    assert 32 <= sum(size <= 120 * 120 for size in tried) <= 34, "16 small tiles of each, corners aside"
     records = [json.loads(p.read_text()) for p in (tmp_path / "short.ledger" / "level-0").glob("0*.json")]
     assert [r["tile_shape"] for record in records for r in record["results"]] == [[64, 64]] * 2
 

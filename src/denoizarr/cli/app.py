@@ -59,11 +59,15 @@ def numbers_of(text: str, option: str, kind: Callable[[str], Any]) -> list[Any]:
 
 def told(summary: Any, blocks_option: str | None = None) -> str:
     """Return what a run did, in lines; of a share, what is left to do."""
+    from denoizarr.engine.summary import smaller_tiles_in_words
+
     blocks = (
         f"{summary.blocks_done} of {summary.blocks_total} blocks done, {summary.blocks_skipped} done before"
     )
     cost = f"{summary.seconds:.1f} s, peak {summary.peak_bytes / 2**20:.0f} MiB"
     lines = [f"output {summary.destination}", f"{blocks}, {cost}"]
+    if summary.blocks_in_smaller_tiles:
+        lines.append(smaller_tiles_in_words(summary))
     if summary.missing_chunks:
         lines.append(f"{summary.missing_chunks} absent input chunks were read as the fill value")
     lines += [f"changed: {change}" for change in summary.changes]

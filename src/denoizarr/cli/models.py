@@ -163,6 +163,9 @@ def predict(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the output; default: the input's.")] = None,
     missing: Annotated[str, typer.Option(help="An absent chunk: error or fill.")] = "error",
+    precision: Annotated[
+        str, typer.Option(help="Of the network: float32, or bfloat16: faster where in hardware, less exact.")
+    ] = "float32",
     blocks: Blocks = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -183,7 +186,8 @@ def predict(
     if share is not None and (cluster != "local" or workers is not None):
         raise typer.BadParameter("a share is run by this process alone", param_hint="--blocks")
     limit = parse_bytes(memory_limit)
-    denoiser = Denoiser.load(model)  # before a cluster is started for nothing
+    # Before a cluster is started for nothing.
+    denoiser = Denoiser.load(model, precision=precision)  # type: ignore[arg-type]  # it checks it
     as_images(source)
     address = None if cluster == "local" else cluster
     settings = ClusterSettings("local" if address is None else "address", workers or "auto", limit, address)
@@ -198,5 +202,6 @@ def predict(
             missing=missing,  # type: ignore[arg-type]  # open_image checks it and says what it may be
             overwrite=overwrite,
             share=None if share is None else (share.number, share.count),
+            precision=precision,  # type: ignore[arg-type]  # the model checks it and says what it may be
         )
     say(told(summary, blocks), summary.to_json(), as_json)

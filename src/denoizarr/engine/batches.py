@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from denoizarr.geometry.grids import batch_of, ceil_div
 
 from .ledger import Ledger
 from .retries import RetryPolicy, retried
+from .stages import Stages, overlapped
 
 # How long a batch may go on without asking whether its output is still its job's.
 _CLAIM_SECONDS = 1.0
@@ -32,11 +33,14 @@ class Step:
         Names the step's records in the ledger, such as "level-0".
     task : callable
         ``task(spec, block) -> dict``: a module-level function, idempotent; its result is JSON-able and small.
+        Or :class:`~denoizarr.engine.stages.Stages`, of which neighbouring blocks overlap.
     spec : object
         What the task needs; picklable, without arrays or credentials.
     n_blocks, blocks_per_batch : int
     merge : callable, optional
         ``merge([result, ...]) -> dict``, applied within a batch in block order.
+    resources : mapping, optional
+        What a batch needs of a worker of a Dask cluster while it runs, such as ``{"GPU": 1}``.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Step:
     n_blocks: int
     blocks_per_batch: int
     merge: Callable[[list[Record]], Record] | None = None
+    resources: Mapping[str, float] | None = None
 
     @property
     def n_batches(self) -> int:
@@ -85,7 +90,10 @@ def run_batch(step: Step, ledger: Ledger | None, batch: int, retries: RetryPolic
         return {"batch": batch}
     started = time.monotonic()
     blocks = batch_of(batch, step.n_blocks, step.blocks_per_batch)
-    results = [persist(lambda n=n: step.task(step.spec, n), f"block {n}", n) for n in blocks]  # type: ignore[misc]
+    if isinstance(step.task, Stages):
+        results = overlapped(step.task, step.spec, blocks, persist)
+    else:
+        results = [persist(lambda n=n: step.task(step.spec, n), f"block {n}", n) for n in blocks]  # type: ignore[misc]
     record: Record = {
         "batch": batch,
         "blocks": [blocks.start, blocks.stop],

@@ -25,6 +25,8 @@ SETTINGS: dict[str, Any] = {
     "distributed.worker.memory.pause": False,  # our own plan bounds memory; a paused worker would only hang
     "distributed.worker.memory.terminate": 0.98,
     "distributed.comm.timeouts.connect": "60s",
+    # One arena of malloc for all threads: only there does a process keep what a layer of a network frees.
+    "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": "1",
     # A terminal sends Ctrl-C to workers too, and they would die of it in the middle of what is waited for.
     "distributed.worker.preload": ["denoizarr.engine.worker_signals"],
 }
@@ -39,9 +41,10 @@ class ClusterSettings:
     kind : {"local", "address"}
         Processes on this machine, or a scheduler that runs already.
     workers : int or "auto"
-        Worker processes of one thread each; "auto" is the number of cores.
+        Worker processes of one thread each; "auto" is the number of cores. Where there are fewer batches than
+        that, there are as few workers, with the threads and the memory of those that are not there.
     memory_limit_bytes : int
-        Per worker process.
+        Per worker process and thread.
     address : str, optional
         Of the running scheduler.
     """
@@ -78,15 +81,17 @@ def open_client(settings: ClusterSettings, *, at_most: int | None = None) -> Ite
         workers = usable_cores() if settings.workers == "auto" else settings.workers
         if workers < 1:
             raise BadRequest("a cluster needs a worker", got=workers, expected="1 or more")
+        processes = max(min(workers, at_most or workers), 1)
+        threads = workers // processes
         with (
             _quiet(),
             LocalCluster(
-                n_workers=max(min(workers, at_most or workers), 1),
-                threads_per_worker=1,
+                n_workers=processes,
+                threads_per_worker=threads,
                 processes=True,
                 host="127.0.0.1",
                 dashboard_address="127.0.0.1:0",
-                memory_limit=settings.memory_limit_bytes,
+                memory_limit=settings.memory_limit_bytes * threads,
                 silence_logs=logging.ERROR,
             ) as cluster,
             # Not the default of every .compute(): an image that only this process has would be sent there.

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
 from importlib.metadata import version
 from queue import SimpleQueue
@@ -147,10 +147,14 @@ class Workers:
     client : distributed.Client
     name : str
         Begins the keys of the tasks.
+    resources : mapping, optional
+        What each batch needs of its worker while it runs, such as ``{"GPU": 1}``. A worker that declares one
+        GPU does one batch at a time then, and one that declares none does none.
     """
 
-    def __init__(self, client: Any, name: str) -> None:
+    def __init__(self, client: Any, name: str, resources: Mapping[str, float] | None = None) -> None:
         self._client = client
+        self._resources = dict(resources or {})
         self._name = f"{name}-{uuid.uuid4().hex[:12]}"
         self._count = 0
         self._asked, self._room = float("-inf"), 0
@@ -169,7 +173,7 @@ class Workers:
         if now - self._asked < _ASK_SECONDS:
             return self._room
         self._asked = now
-        threads = self._ask("ncores")
+        threads = self._slots()
         self._addresses = list(threads)
         self._deserted_since = None if threads else self._deserted_since or now
         if self._deserted_since is not None and now - self._deserted_since > _WITHOUT_WORKERS_SECONDS:
@@ -185,7 +189,9 @@ class Workers:
         """Hand a batch out, to none of the workers to avoid unless they are all there are."""
         self._count += 1
         elsewhere = [address for address in self._addresses if address not in avoid] if avoid else []
-        where = {"workers": elsewhere, "allow_other_workers": True} if elsewhere else {}
+        where: dict[str, Any] = {"workers": elsewhere, "allow_other_workers": True} if elsewhere else {}
+        if self._resources:
+            where["resources"] = self._resources
         with _losses_named():
             key = f"{self._name}-{self._count}"
             return self._client.submit(
@@ -202,7 +208,7 @@ class Workers:
         ClusterLost
             The scheduler does not answer.
         """
-        threads, processing = self._ask("ncores"), self._ask("processing")
+        threads, processing = self._slots(), self._ask("processing")
         return {
             key: (address, max(len(keys) / (_IN_FLIGHT_PER_WORKER * max(threads.get(address, 1), 1)), 1.0))
             for address, keys in processing.items()
@@ -218,14 +224,27 @@ class Workers:
             with contextlib.suppress(Exception):  # a cluster that is gone has nothing left to cancel
                 self._client.cancel(list(unfinished), force=True)
 
-    def _ask(self, what: str) -> dict[str, Any]:
-        """Ask the scheduler something about all its workers."""
+    def _slots(self) -> dict[str, int]:
+        """Return, for each worker that may do batches, how many it does at a time."""
+        if not self._resources:
+            return self._ask("ncores")
+        slots = {}
+        for address, worker in self._ask("identity", n_workers=-1)["workers"].items():
+            has = worker.get("resources", {})
+            each = [int(has.get(name, 0) // amount) for name, amount in self._resources.items()]
+            if slot := min(*each, int(worker["nthreads"])):
+                slots[address] = slot
+        return slots
+
+    def _ask(self, what: str, **about: Any) -> dict[str, Any]:
+        """Ask the scheduler something, about all its workers unless it is said otherwise."""
         with _losses_named():
             scheduler = self._client.scheduler
             if scheduler is None:
                 raise CancelledError
             question = getattr(scheduler, what)
-            return dict(self._client.sync(question, workers=None, callback_timeout=_ANSWER_SECONDS))
+            about = about or {"workers": None}
+            return dict(self._client.sync(question, **about, callback_timeout=_ANSWER_SECONDS))
 
 
 @contextlib.contextmanager

@@ -107,7 +107,7 @@ def run_step(
     arrived: dict[int, Record] = {}
     folded = 0
     failures = Failures(step.name, name, n_batches)
-    crew = Threads(threads) if client is None else Workers(client, step.name)
+    crew = Threads(threads) if client is None else Workers(client, step.name, step.resources)
     work = partial(run_batch, step, ledger, retries=retries)
     waves = Waves(crew, work, name, Deadlines(deadlines), fetch=ledger is None)
     todo = (batch for batch in mine if not done[batch])

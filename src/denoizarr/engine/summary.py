@@ -27,6 +27,8 @@ class RunSummary:
         Wall time of this run.
     peak_bytes : int
         Largest resident memory of a process that did blocks.
+    blocks_in_smaller_tiles : int
+        Blocks for which memory was too short, and that were computed once more in tiles of half the sides.
     """
 
     destination: str
@@ -38,6 +40,7 @@ class RunSummary:
     changes: tuple[str, ...] = ()
     seconds: float = 0.0
     peak_bytes: int = 0
+    blocks_in_smaller_tiles: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as JSON-able data."""
@@ -48,7 +51,7 @@ class Tally:
     """Counts a job's batch records as they go by, and keeps none of them."""
 
     def __init__(self) -> None:
-        self._total = self._skipped = self._peak_bytes = 0
+        self._total = self._skipped = self._peak_bytes = self._in_smaller_tiles = 0
         self._missing_chunks: set[str] = set()
 
     def add(self, record: Record) -> None:
@@ -61,6 +64,7 @@ class Tally:
             for result in record["results"]:
                 # Neighbours read the same chunks.
                 self._missing_chunks.update(result.get("missing_chunks", ()))
+                self._in_smaller_tiles += "tile_shape" in result
 
     def summary(self, destination: str, *, seconds: float, changes: tuple[str, ...] = ()) -> RunSummary:
         """Return the summary of all records so far."""
@@ -73,6 +77,7 @@ class Tally:
             changes=changes,
             seconds=round(seconds, 3),
             peak_bytes=self._peak_bytes,
+            blocks_in_smaller_tiles=self._in_smaller_tiles,
         )
 
 
@@ -87,4 +92,13 @@ def added(destination: str, summaries: Sequence[RunSummary]) -> RunSummary:
         changes=tuple(dict.fromkeys(change for s in summaries for change in s.changes)),
         seconds=round(sum(s.seconds for s in summaries), 3),
         peak_bytes=max((s.peak_bytes for s in summaries), default=0),
+        blocks_in_smaller_tiles=sum(s.blocks_in_smaller_tiles for s in summaries),
+    )
+
+
+def smaller_tiles_in_words(summary: RunSummary) -> str:
+    """Return a sentence about the blocks for which memory was too short."""
+    return (
+        f"Memory was too short for {summary.blocks_in_smaller_tiles} of {summary.blocks_total} blocks: they "
+        "were computed in smaller tiles, which differ by the rounding of floats; the ledger says which."
     )

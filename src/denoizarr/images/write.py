@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,8 @@ class ImageJob:
         What the log calls it.
     changes : tuple of str
         What of the input does not survive.
+    resources : mapping, optional
+        What a batch of the finest level needs of a Dask worker, such as ``{"GPU": 1}``.
     """
 
     reader: ImageReader
@@ -52,13 +54,14 @@ class ImageJob:
     batch_voxels: int
     label: str
     changes: tuple[str, ...] = ()
+    resources: Mapping[str, float] | None = None
 
     @property
     def level_0(self) -> Step:
         """The step that writes the finest level."""
         units = self.layout.levels[0].write_units
         size = blocks_per_batch(units.box(0).size, self.batch_voxels)
-        return Step("level-0", self.task, self.spec, len(units), size)
+        return Step("level-0", self.task, self.spec, len(units), size, resources=self.resources)
 
 
 def write_image(

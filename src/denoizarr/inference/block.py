@@ -1,4 +1,4 @@
-"""One block: read with halo, run the network tile by tile, crop, cast, write, record.
+"""One block in three stages: read with halo; run the network tile by tile, crop, cast; write, read back.
 
 ::
 
@@ -7,14 +7,19 @@
     |      halo           |    one read serves all tiles of a plane or volume; a tile's own read box
     |   +-------------+   |    lies inside it, on the global grid of the network's stride
     |   | tile | tile |   |
-    |   |------+------|   |
+    |   |------+------|   |    tiles are computed side by side where the process has cores to spare
     |   | tile | tile |   |
     |   +-------------+   |
     +---------------------+
+
+While one block is computed the next is read and the last is written (``engine.stages``): in memory are at
+most the inputs of ``1 + BLOCKS_AHEAD`` blocks and the results of ``1 + BLOCKS_BEHIND``.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -23,15 +28,24 @@ import numpy as np
 import torch
 
 from denoizarr.engine.runner import Record
-from denoizarr.errors import NonFiniteData
+from denoizarr.engine.stages import Stages
+from denoizarr.errors import MemoryLimitTooSmall, NonFiniteData
 from denoizarr.geometry.boxes import Box
-from denoizarr.geometry.tiling import tile_for, tiles_of
+from denoizarr.geometry.grids import round_up
+from denoizarr.geometry.tiling import Tile, tile_for, tiles_of
 from denoizarr.images.layout import OutputLayout
 from denoizarr.images.output import open_level, write_box
 from denoizarr.kernels.intensity import cast_intensities
 from denoizarr.stores.sources import Array, ImageReader
-from denoizarr.training.denoiser import Denoiser
+from denoizarr.training.denoiser import Denoiser, Precision
+from denoizarr.training.memory import freed_memory_kept
 from denoizarr.training.own_network import OwnNetwork
+
+from .tile_threads import cores_of_process, run_side_by_side
+
+_LOG = logging.getLogger(__name__)
+# What torch's allocators, oneDNN and the system say where there is no memory left.
+_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +61,9 @@ class PredictionSpec:
     tile_shape : tuple of int
         Valid voxels of a tile along the model's axes.
     threads : int
-        Of one block; part of the job's identity, because a convolution's last bits depend on it.
+        Of one tile; part of the job's identity, because a convolution's last bits depend on it.
     device : str
+    precision : {"float32", "float64", "bfloat16"}
     network : OwnNetwork or None
         The structure of a network that is not ours; its weights are in the model's file like any other's.
     """
@@ -60,26 +75,93 @@ class PredictionSpec:
     tile_shape: tuple[int, ...]
     threads: int
     device: str
+    precision: Precision = "float32"
     network: OwnNetwork | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RawBlock:
+    """A block as read.
+
+    Attributes
+    ----------
+    voxels : ndarray
+        Raw intensities of the block with its halo, as far as the image goes.
+    box : Box
+        The block itself, along all dims of the image.
+    start : tuple of int
+        Where ``voxels`` begin along the model's axes.
+    shape : tuple of int
+        Of the whole image along the model's axes.
+    channel_axis : int or None
+        Which leading axis is the channel.
+    absent : list of str
+        Names of input chunks that were absent and filled.
+    """
+
+    voxels: Array
+    box: Box
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    channel_axis: int | None
+    absent: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class DenoisedBlock:
+    """A block as it is to be written, and what its record says of it."""
+
+    values: Array
+    box: Box
+    facts: Record
+
+
 @lru_cache(maxsize=2)
-def _model(url: str, digest: str, device: str, network: OwnNetwork | None) -> Denoiser:
-    denoiser = Denoiser.load(url, network=network)
+def _model(url: str, digest: str, device: str, precision: Precision, network: OwnNetwork | None) -> Denoiser:
+    denoiser = Denoiser.load(url, network=network, device=device, precision=precision)
     assert denoiser.digest == digest, f"{url} changed since the job began"
-    return denoiser.to(device=device)
+    return denoiser
 
 
-def denoise_block(spec: PredictionSpec, block: int) -> Record:
-    """Denoise one write unit of the finest level."""
-    torch.set_num_threads(spec.threads)
-    denoiser = _model(spec.model_url, spec.model_digest, spec.device, spec.network)
-    level = spec.layout.levels[0]
-    box = level.write_units.box(block)
-    values, absent = denoise_box(denoiser, spec.reader, box, spec.tile_shape, np.dtype(spec.layout.dtype))
-    return write_box(open_level(spec.layout, level), box, values) | (
-        {"missing_chunks": absent} if absent else {}
-    )
+def _model_of(spec: PredictionSpec) -> Denoiser:
+    return _model(spec.model_url, spec.model_digest, spec.device, spec.precision, spec.network)
+
+
+# ---- the stages of a block
+
+
+def read_block(spec: PredictionSpec, block: int) -> RawBlock:
+    """Read one write unit of the finest level with its halo."""
+    return read_box(_model_of(spec), spec.reader, spec.layout.levels[0].write_units.box(block))
+
+
+def compute_block(spec: PredictionSpec, block: int, raw: RawBlock) -> DenoisedBlock:
+    """Denoise what was read."""
+    denoiser, dtype = _model_of(spec), np.dtype(spec.layout.dtype)
+    with freed_memory_kept():
+        values, tile_shape = compute_box(
+            denoiser, raw, spec.tile_shape, dtype, f"block {block}", spec.threads
+        )
+    facts: Record = {"missing_chunks": raw.absent} if raw.absent else {}
+    if tile_shape != spec.tile_shape:
+        facts["tile_shape"] = list(tile_shape)
+    return DenoisedBlock(values, raw.box, facts)
+
+
+def write_block(spec: PredictionSpec, block: int, denoised: DenoisedBlock) -> Record:  # noqa: ARG001
+    """Write it, read it back, and return what the ledger keeps of it.
+
+    ``checksum``; ``missing_chunks`` where input chunks were filled; ``tile_shape`` where memory was too short
+    for that of the job.
+    """
+    array = open_level(spec.layout, spec.layout.levels[0])
+    return write_box(array, denoised.box, denoised.values) | denoised.facts
+
+
+denoise_block = Stages(read_block, compute_block, write_block)
+
+
+# ---- a box of any image
 
 
 def denoise_box(
@@ -105,36 +187,165 @@ def denoise_box(
 
     Raises
     ------
+    NonFiniteData, MissingChunk, CorruptChunk, MemoryLimitTooSmall
+    """
+    raw = read_box(denoiser, reader, box)
+    values, _ = compute_box(denoiser, raw, tile_shape, dtype, str(box))
+    return values, raw.absent
+
+
+def read_box(denoiser: Denoiser, reader: ImageReader, box: Box) -> RawBlock:
+    """Read a box with the halo that a model needs around it.
+
+    Raises
+    ------
     NonFiniteData, MissingChunk, CorruptChunk
     """
-    n = len(denoiser.halo)
-    lead = len(reader.shape) - n
+    lead = len(reader.shape) - len(denoiser.halo)
     shape = reader.shape[lead:]
     valid = Box(box.start[lead:], box.stop[lead:])
     whole = tile_for(valid, shape, denoiser.halo, denoiser.stride).inside(shape)
     read = Box(box.start[:lead] + whole.start, box.stop[:lead] + whole.stop)
-    raw = reader.read(read)
-    if raw.dtype.kind == "f" and not np.isfinite(raw).all():
+    voxels = reader.read(read)
+    if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
         place = tuple(
-            int(a) + int(i) for a, i in zip(read.start, np.argwhere(~np.isfinite(raw))[0], strict=True)
+            int(a) + int(i) for a, i in zip(read.start, np.argwhere(~np.isfinite(voxels))[0], strict=True)
         )
         raise NonFiniteData(
             "the image holds NaN or infinity",
             where=f"{reader.name} {place}",
             remedy="replace it, then run again",
         )
-    channel_axis = reader.dims.index("c") if "c" in reader.dims else None
-    tiles = tiles_of(valid, tile_shape, shape, denoiser.halo, denoiser.stride)
-    output = np.empty(box.shape, dtype)
-    for leading in product(*(range(a, b) for a, b in zip(box.start[:lead], box.stop[:lead], strict=True))):
-        at = tuple(i - a for i, a in zip(leading, box.start[:lead], strict=True))
-        channel = leading[channel_axis] if channel_axis is not None and denoiser.channels > 1 else 0
-        for tile in tiles:
-            voxels = raw[at][tile.inside(shape).relative_to(whole.start).slices]
-            padded = np.pad(voxels, tile.padding(shape), mode="edge")
-            result = denoiser.run_tile(padded, channel=channel)
-            kept = result[tile.valid.relative_to(tile.read.start).slices]
-            output[at][tile.valid.relative_to(valid.start).slices] = cast_intensities(kept, dtype)
+    channel_axis = reader.dims.index("c") if "c" in reader.dims and denoiser.channels > 1 else None
     # Absent chunks have been an error already unless the image was opened to fill them.
     absent = reader.absent_in(box) if getattr(reader.source, "missing", "error") == "fill" else []
-    return output, absent
+    return RawBlock(voxels, box, whole.start, shape, channel_axis, absent)
+
+
+def compute_box(
+    denoiser: Denoiser,
+    raw: RawBlock,
+    tile_shape: tuple[int, ...],
+    dtype: np.dtype[np.generic],
+    label: str,
+    threads: int = 1,
+) -> tuple[Array, tuple[int, ...]]:
+    """Denoise what was read; where memory is too short for it, once more in tiles of half the sides.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+    raw : RawBlock
+    tile_shape : tuple of int
+        Largest valid part of a tile along the model's axes, in voxels.
+    dtype : numpy.dtype
+        Of the result.
+    label : str
+        What the log calls the block.
+    threads : int
+        Of torch, for each tile.
+
+    Returns
+    -------
+    (ndarray, tuple of int)
+        The voxels, and the tile shape that was used in the end. Another tile shape gives the same voxels up
+        to the rounding of floats.
+
+    Raises
+    ------
+    MemoryLimitTooSmall
+        Memory is too short for the smaller tiles, too.
+    """
+    found = _without_memory_errors(denoiser, raw, tile_shape, dtype, threads)
+    if found is not None:
+        return found, tile_shape
+    smaller = halved(tile_shape, raw.box.shape[-len(tile_shape) :], denoiser.stride)
+    if denoiser.device.type == "cuda":
+        torch.cuda.empty_cache()
+    _LOG.warning("%s: out of memory in tiles of %s; once more in tiles of %s", label, tile_shape, smaller)
+    found = _without_memory_errors(denoiser, raw, smaller, dtype, threads)
+    if found is None:
+        raise MemoryLimitTooSmall(
+            "out of memory, in smaller tiles too",
+            where=label,
+            got=f"tiles of {tile_shape}, then of {smaller}",
+            remedy="run fewer workers on a machine, or give a smaller memory limit or tile_shape",
+        )
+    return found, smaller
+
+
+def _without_memory_errors(
+    denoiser: Denoiser,
+    raw: RawBlock,
+    tile_shape: tuple[int, ...],
+    dtype: np.dtype[np.generic],
+    threads: int,
+) -> Array | None:
+    """Return the voxels, or None for want of memory: an error would hold all that its frames hold."""
+    try:
+        return _in_tiles(denoiser, raw, tile_shape, dtype, threads)
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            return None
+        raise
+
+
+def _in_tiles(
+    denoiser: Denoiser,
+    raw: RawBlock,
+    tile_shape: tuple[int, ...],
+    dtype: np.dtype[np.generic],
+    threads: int,
+) -> Array:
+    lead = len(raw.box.shape) - len(tile_shape)
+    valid = Box(raw.box.start[lead:], raw.box.stop[lead:])
+    tiles = tiles_of(valid, tile_shape, raw.shape, denoiser.halo, denoiser.stride)
+    planes = list(product(*(range(n) for n in raw.box.shape[:lead])))
+    output = np.empty(raw.box.shape, dtype)
+
+    def run(number: int) -> Record:
+        torch.set_num_threads(threads)
+        at, tile = planes[number // len(tiles)], tiles[number % len(tiles)]
+        axis = raw.channel_axis
+        channel = 0 if axis is None else raw.box.start[axis] + at[axis]
+        result = denoiser.run_tile(_padded(raw, at, tile), channel=channel)
+        kept = result[tile.valid.relative_to(tile.read.start).slices]
+        output[at][tile.valid.relative_to(valid.start).slices] = cast_intensities(kept, dtype)
+        return {}
+
+    # A GPU computes one tile at a time with all that it has.
+    at_once = 1 if denoiser.device.type == "cuda" else cores_of_process()
+    run_side_by_side(run, len(planes) * len(tiles), at_once)
+    return output
+
+
+def _padded(raw: RawBlock, at: tuple[int, ...], tile: Tile) -> Array:
+    """Return what a tile reads of one plane or volume; copied only where the image's far end is padded."""
+    voxels: Array = raw.voxels[at][tile.inside(raw.shape).relative_to(raw.start).slices]
+    padding = tile.padding(raw.shape)
+    return np.pad(voxels, padding, mode="edge") if any(after for _, after in padding) else voxels
+
+
+# ---- memory
+
+
+def halved(tile_shape: Sequence[int], block: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
+    """Return a tile of half the sides of the one that a block was computed in, on the network's grid.
+
+    Parameters
+    ----------
+    tile_shape, block, stride : sequence of int
+        Along the model's axes, in voxels.
+    """
+    return tuple(
+        round_up(max(min(t, n) // 2, 1), s) for t, n, s in zip(tile_shape, block, stride, strict=True)
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that there is no memory left, on this machine or on its GPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # The allocator of torch for the CPU raises a plain RuntimeError.
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)

@@ -92,7 +92,7 @@ def check_job(job: JobConfig) -> CheckedJob:
         check_kernel_file(kernel, stage2, job.stage2.mask_file_path)
     elif stage2 is not None:
         check_center_size(job.extractor.extractor(), images)
-    network = _untrained(stage2 or stage1, _channels(images[0]))
+    network = _untrained(stage2 or stage1, _channels(images[0])).to(precision=job.output.precision)
     predictions = tuple(
         plan_prediction(
             network,
@@ -258,7 +258,8 @@ def _channels(image: xr.DataArray) -> int:
 
 def untrained_network(checked: CheckedJob) -> Denoiser:
     """Return a network of the last stage's shape with random weights."""
-    return _untrained(checked.stage2 or checked.stage1, _channels(checked.images[0]))
+    network = _untrained(checked.stage2 or checked.stage1, _channels(checked.images[0]))
+    return network.to(precision=checked.job.output.precision)
 
 
 def _untrained(options: TrainingOptions | None, channels: int) -> Denoiser:

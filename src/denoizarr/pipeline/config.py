@@ -63,6 +63,7 @@ class OutputSettings(_Section):
     shards: Literal["auto"] | tuple[Positive, ...] = "auto"
     levels: Literal["auto"] | Positive = "auto"
     keep_stage1: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class PatchFilterSettings(_Section):

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from denoizarr.engine.cluster import ClusterSettings, open_client, usable_cores
 from denoizarr.engine.driver_lock import only_driver
 from denoizarr.engine.ledger import Ledger
-from denoizarr.engine.summary import RunSummary, added
+from denoizarr.engine.summary import RunSummary, added, smaller_tiles_in_words
 from denoizarr.errors import BadRequest, DegenerateData, ImageNotFound, MetadataError
 from denoizarr.images.output import is_complete
 from denoizarr.images.periodic_record import images_of_record, periodic_record
@@ -407,11 +407,14 @@ def _apply(run: _Run, label: str, denoiser: Denoiser, kind: str) -> RunSummary:
                     destination,
                     client=None if is_complete(destination) else run.client_of(),
                     missing=run.job.input.missing,
+                    precision=run.job.output.precision,
                     progress=run.progress,
                     **output_options(run.job),
                 )
             )
         total = summaries[0] if len(summaries) == 1 else added(run.path(kind), summaries)
+        if total.blocks_in_smaller_tiles:
+            run.warnings.append(smaller_tiles_in_words(total))
         entry["note"] = (
             f"{total.blocks_done} of {total.blocks_total} blocks, {total.blocks_skipped} done before"
         )

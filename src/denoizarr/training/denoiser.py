@@ -49,12 +49,14 @@ from .normalisation import Normalisation
 from .own_network import OwnNetwork, peak_bytes_per_voxel
 from .tensor_files import Weights, tensors_digest
 
-Precision = Literal["float32", "float64"]
+Precision = Literal["float32", "float64", "bfloat16"]
 
 _SUFFIX = ".safetensors"
-_PRECISIONS: dict[str, tuple[torch.dtype, type[np.floating[Any]]]] = {
-    "float32": (torch.float32, np.float32),
-    "float64": (torch.float64, np.float64),
+# What the network computes in, and what everything around it does: a grey level of bfloat16 is 1 in 256.
+_PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype, type[np.floating[Any]]]] = {
+    "float32": (torch.float32, torch.float32, np.float32),
+    "float64": (torch.float64, torch.float64, np.float64),
+    "bfloat16": (torch.bfloat16, torch.float32, np.float32),
 }
 # Per axis: denoise() needs some hundred megabytes beyond its input and output in 2D, and 1.3 GB in 3D.
 _TILE = {2: 512, 3: 64}
@@ -96,7 +98,8 @@ class Denoiser:
         Where it comes from; JSON-able; decides nothing. None: the versions of this package and of torch.
     device : str
         "cpu", "cuda" or "cuda:1".
-    precision : {"float32", "float64"}
+    precision : {"float32", "float64", "bfloat16"}
+        Of the network; with bfloat16 intensities before and after it are float32.
 
     Attributes
     ----------
@@ -161,14 +164,14 @@ class Denoiser:
         self.device, self.precision = torch.device(device), precision
         if precision not in _PRECISIONS:
             raise BadRequest("no such precision", got=repr(precision), expected=" or ".join(_PRECISIONS))
-        self._dtype, self._numpy = _PRECISIONS[precision]
+        self._dtype, outside, self._numpy = _PRECISIONS[precision]
         self._weights = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
         self.digest = digest([self._deciding_header(), tensors_digest(self._weights)])
         if self.device.type == "cuda":
             exact_cuda()
         self.module = _runnable(network, self._weights, self._dtype).to(self.device)
         self.kept = [
-            in_units(curve, mean, std, self._dtype, self.device)
+            in_units(curve, mean, std, outside, self.device)
             for curve, mean, std in zip(
                 self.centre or (), normalisation.mean, normalisation.std, strict=False
             )
@@ -185,17 +188,24 @@ class Denoiser:
 
         The finest level decides: what the last decoder reads (twice ``features`` channels), the skip and what
         was upsampled, which it was made of, are alive together: 545 bytes per voxel for 32 features in
-        float32, and 720 were measured where freed tensors stay with the process. A convolution in float64
-        unrolls its input nine times (27 in 3D). One's own network is run over a small tile to see.
+        float32, and up to 1000 were measured where freed tensors stay with the process. A convolution in
+        float64 unrolls its input nine times (27 in 3D). One's own network is run over a small tile to see.
         """
-        itemsize = self._numpy().itemsize
+        around = 16 * self._numpy().itemsize
         if isinstance(self.network, OwnNetwork):
-            return 16 * itemsize + peak_bytes_per_voxel(self.module, self.stride, self._dtype)
-        channels = 7 if self.precision == "float32" else 7 + 2 * 3**self.network.ndim
-        return (channels * self.network.features + 16) * itemsize
+            # Autocast keeps some of its tensors in float32: as if it were all.
+            wide = torch.float64 if self.precision == "float64" else torch.float32
+            return around + peak_bytes_per_voxel(self.module, self.stride, wide)
+        channels = 8 + 2 * 3**self.network.ndim if self.precision == "float64" else 8
+        return around + channels * self.network.features * self._dtype.itemsize
 
     def to(self, device: str | None = None, precision: Precision | None = None) -> Denoiser:
-        """Return the same model on another device ("cpu", "cuda") or in another precision."""
+        """Return the same model on another device ("cpu", "cuda") or in another precision.
+
+        In "bfloat16" the network is two to four times as fast on processors and GPUs that multiply it in
+        hardware, and answers differ from those in float32 by about 0.02 standard deviations, single voxels by
+        0.1.
+        """
         return self._with(device=str(device or self.device), precision=precision or self.precision)
 
     def with_centre(
@@ -236,7 +246,7 @@ class Denoiser:
         Returns
         -------
         ndarray
-            Raw intensities, same shape, float32 (float64 in that precision). Nothing is clipped or rounded.
+            Raw intensities, same shape, float32 (float64 in that precision); not clipped, not rounded.
         """
         if tile.ndim != len(self.axes) or any(
             n % s or not n for n, s in zip(tile.shape, self.stride, strict=True)
@@ -248,19 +258,28 @@ class Denoiser:
             )
         source, target = self.normalisation, self.target_normalisation or self.normalisation
         mean, std = self._numpy(source.mean[channel]), self._numpy(source.std[channel])
-        normalised = (tile.astype(self._numpy) - mean) / std
+        normalised = tile.astype(self._numpy)
+        normalised -= mean
+        normalised /= std
         with torch.inference_mode():
             seen = torch.from_numpy(normalised).to(self.device)
-            # The voxels of one tile are never batched with another's: bits depend on the batch size.
-            # One's own network may work in the place of its input, which is needed once more.
-            answer = self.module(seen.clone()[None, None])[0, 0]
+            answer = self._answer(seen)
             if self.kept:
                 answer = keep_centres(seen, answer, self.kept[channel], self.footprint)
-            # A network may hand back its input, which must not be scaled in its place.
-            result: NDArray[Any] = answer.cpu().numpy().copy()
+            result: NDArray[Any] = answer.cpu().numpy()
         result *= self._numpy(target.std[channel])
         result += self._numpy(target.mean[channel])
         return result
+
+    def _answer(self, seen: torch.Tensor) -> torch.Tensor:
+        """Return the network's answer in the type of what it sees, in memory of its own."""
+        # The voxels of one tile are never batched with another's: bits depend on the batch size.
+        x = seen[None, None]
+        if not isinstance(self.network, OwnNetwork):
+            return self.module(x.to(self._dtype))[0, 0].to(seen.dtype)  # type: ignore[no-any-return]  # a module's
+        # One's own network may work in the place of its input, or hand it back, and both are needed.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return self.module(x.clone())[0, 0].to(seen.dtype, copy=True)  # type: ignore[no-any-return]
 
     def denoise(self, array: NDArray[Any]) -> NDArray[Any]:
         """Denoise a whole array in memory, less the periodic lines that the model knows of.
@@ -387,7 +406,7 @@ class Denoiser:
         network : torch.nn.Module or OwnNetwork, optional
             For a model of one's own network: the module, with any weights. A file holds no code.
         device : str
-        precision : {"float32", "float64"}
+        precision : {"float32", "float64", "bfloat16"}
 
         Raises
         ------
@@ -419,12 +438,13 @@ class Denoiser:
 def _runnable(network: NetworkShape | OwnNetwork, weights: Weights, dtype: torch.dtype) -> nn.Module:
     if isinstance(network, OwnNetwork):
         # In the layout that its author wrote it for: a .view() in it may not survive another.
-        return network.with_weights(weights).to(dtype)
+        # And with autocast in bfloat16: what it adds up itself, it may need to add up in float32.
+        return network.with_weights(weights).to(torch.float32 if dtype == torch.bfloat16 else dtype)
     with torch.device("meta"):
         net = build_network(network)
     net.load_state_dict(weights, assign=True)
-    # Folded in the precision it runs in, so that float64 is exact to float64.
-    folded = fold_batch_norm(net.to(dtype))
+    # Folded in the precision it runs in, so that float64 is exact to float64; bfloat16 is rounded to once.
+    folded = fold_batch_norm(net.to(torch.float32 if dtype == torch.bfloat16 else dtype)).to(dtype)
     memory_format = torch.channels_last if network.ndim == 2 else torch.channels_last_3d
     return folded.to(memory_format=memory_format)  # type: ignore[call-overload,no-any-return]  # not in torch's stubs
 

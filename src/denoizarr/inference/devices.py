@@ -1,0 +1,89 @@
+"""Where the blocks of a prediction are computed: which device, on which workers, how many in a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from denoizarr.errors import ClusterLost
+from denoizarr.geometry.grids import Grid
+
+# What a Dask worker that has a GPU declares: dask worker --resources "GPU=1".
+GPU = "GPU"
+# How long a batch may get, in voxels: a minute of a CPU core, some seconds of a GPU. And how many there
+# must be of them for that, so that workers end together: hundreds of CPUs, tens of GPUs.
+_LONGEST = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
+_MANY = {"cpu": 4096, "cuda": 64}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where blocks are computed.
+
+    Attributes
+    ----------
+    device : {"cpu", "cuda"}
+        Part of a job's identity: their last bits differ.
+    resources : dict, optional
+        What each batch needs of a Dask worker.
+    """
+
+    device: str
+    resources: dict[str, float] | None = None
+
+
+def has_cuda() -> bool:
+    """Tell whether this process has a GPU."""
+    return bool(torch.cuda.is_available())
+
+
+def place_of(client: Any) -> Place:
+    """Return where blocks are computed: by workers with a GPU where any declares one, else by all.
+
+    A worker is asked for its device, not this process, which may be a laptop before a cluster or the other
+    way round. The workers that do blocks must all be of one kind.
+
+    Parameters
+    ----------
+    client : distributed.Client or None
+
+    Raises
+    ------
+    ClusterLost
+        The scheduler or the worker does not answer.
+    """
+    if client is None:
+        return Place("cuda" if has_cuda() else "cpu")
+    try:
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        declaring = [address for address, worker in workers.items() if worker["resources"].get(GPU, 0) >= 1]
+        asked = (declaring or list(workers))[:1]
+        # A cluster whose workers are still to come is taken to be like this machine.
+        found = list(client.run(has_cuda, workers=asked).values()) if asked else [has_cuda()]
+    except (OSError, TimeoutError) as error:
+        raise ClusterLost(
+            "the Dask cluster does not answer",
+            got=f"{type(error).__name__}: {error}",
+            remedy="run the same job again to resume",
+        ) from error
+    return Place("cuda" if found[0] else "cpu", {GPU: 1} if declaring else None)
+
+
+def batch_voxels(device: str, units: Grid, least: int) -> int:
+    """Return the voxels of a batch: seconds to a minute of its device, whoever has it.
+
+    Within a batch the next block is read while one is computed. That tells on a GPU, whose blocks take
+    hundredths of a second; on a CPU core reading is a hundredth of computing.
+
+    Parameters
+    ----------
+    device : {"cpu", "cuda"}
+    units : Grid
+        The blocks of the finest level.
+    least : int
+        Voxels that make a batch of a CPU core last seconds.
+    """
+    block = units.box(0).size
+    return max(least, min(_LONGEST[device], len(units) // _MANY[device] * block))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.core.buffer import default_buffer_prototype
+from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
 
 from denoizarr.engine.ledger import Ledger
@@ -21,7 +21,7 @@ from denoizarr.engine.runner import Step
 from denoizarr.errors import BadRequest, CorruptChunk, ImageNotFound, MisalignedGrid, NotOmeZarr, OutputExists
 from denoizarr.geometry.boxes import Box
 from denoizarr.stores import locations
-from denoizarr.stores.objects import stored_checksum
+from denoizarr.stores.objects import array_over, stored_checksum
 from denoizarr.stores.ome_zarr import STATE, ome_attributes
 from denoizarr.stores.sources import UNDECODABLE
 from denoizarr.stores.strict import chunk_key, write_unit
@@ -197,36 +197,41 @@ def write_box(array: zarr.Array[Any], box: Box, values: NDArray[Any]) -> dict[st
     keys = [chunk_key(array, index) for index in _units_in(box, unit)]
     with locations.translated(str(array.store)):
         try:
-            intact = _write_and_compare(array, box, values)
+            stored = _write_and_read(array, box, values, keys)
         except UNDECODABLE:
-            intact = False
-        if not intact:
+            stored = None
+        if stored is None:
             # zarr reads a shard, or a chunk at the far end, before it writes it: a torn one fails every
             # retry. Only then: a twin of this block may just be reading back what it has written.
             for key in keys:
                 sync(array.store.delete(key))
-            _write_again(array, box, values)
-        checksums = []
-        for key in keys:
-            data = sync(array.store.get(key, default_buffer_prototype()))
-            assert data is not None, f"{key} was read back a moment ago"
-            checksums.append(stored_checksum(data.to_bytes()))
-    return {"checksum": "".join(checksums)}
+            stored = _write_again(array, box, values, keys)
+    return {"checksum": "".join(stored_checksum(data.to_bytes()) for data in stored)}
 
 
-def _write_and_compare(array: zarr.Array[Any], box: Box, values: NDArray[Any]) -> bool:
+def _write_and_read(
+    array: zarr.Array[Any], box: Box, values: NDArray[Any], keys: Sequence[str]
+) -> list[Buffer] | None:
+    """Write, and return the objects as they were read back, once; None where they do not hold the values."""
     array[box.slices] = values
-    return np.array_equal(np.asarray(array[box.slices]), values, equal_nan=values.dtype.kind == "f")
+    found = [sync(array.store.get(key, default_buffer_prototype())) for key in keys]
+    stored = [data for data in found if data is not None]
+    if len(stored) < len(keys):
+        return None
+    held = array_over(array, dict(zip(keys, stored, strict=True)))
+    back = np.asarray(held[box.slices])
+    return stored if np.array_equal(back, values, equal_nan=values.dtype.kind == "f") else None
 
 
-def _write_again(array: zarr.Array[Any], box: Box, values: NDArray[Any]) -> None:
+def _write_again(array: zarr.Array[Any], box: Box, values: NDArray[Any], keys: Sequence[str]) -> list[Buffer]:
     where = f"{array.path} {box.slices}"
     try:
-        intact = _write_and_compare(array, box, values)
+        stored = _write_and_read(array, box, values, keys)
     except UNDECODABLE as error:
         raise CorruptChunk("what was written cannot be read back", where=where, got=str(error)) from error
-    if not intact:
+    if stored is None:
         raise CorruptChunk("what was read back is not what was written", where=where)
+    return stored
 
 
 def _units_in(box: Box, unit: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -26,8 +26,8 @@ from denoizarr.engine.runner import Record
 from denoizarr.errors import NonFiniteData
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.tiling import tile_for, tiles_of
+from denoizarr.images.block_levels import write_block
 from denoizarr.images.layout import OutputLayout
-from denoizarr.images.output import open_level, write_box
 from denoizarr.kernels.intensity import cast_intensities
 from denoizarr.stores.sources import Array, ImageReader
 from denoizarr.training.denoiser import Denoiser
@@ -71,15 +71,13 @@ def _model(url: str, digest: str, device: str, network: OwnNetwork | None) -> De
 
 
 def denoise_block(spec: PredictionSpec, block: int) -> Record:
-    """Denoise one write unit of the finest level."""
+    """Denoise one write unit of the finest level, and write what lies above it along."""
     torch.set_num_threads(spec.threads)
     denoiser = _model(spec.model_url, spec.model_digest, spec.device, spec.network)
     level = spec.layout.levels[0]
     box = level.write_units.box(block)
     values, absent = denoise_box(denoiser, spec.reader, box, spec.tile_shape, np.dtype(spec.layout.dtype))
-    return write_box(open_level(spec.layout, level), box, values) | (
-        {"missing_chunks": absent} if absent else {}
-    )
+    return write_block(spec.layout, block, values) | ({"missing_chunks": absent} if absent else {})
 
 
 def denoise_box(

@@ -26,13 +26,15 @@ def mean_pool(values: NDArray[Any], factors: Sequence[int]) -> NDArray[Any]:
         Shape ``ceil(shape / factors)``, dtype as given; integers rounded half to even, never wrapped
         (64-bit ones above 2**53 to the precision of a float64).
     """
-    sums = values.astype(np.float64)
-    counts = np.ones((1,) * values.ndim)
+    sums, counts = values, np.ones((1,) * values.ndim)
+    # Of small integers the sums are exact in small integers, too: a quarter of the memory, and of the time.
+    exact = values.dtype.kind in "uib" and values.dtype.itemsize <= 2 and np.prod(factors) < 2**15
+    kind = np.dtype(np.int32 if values.dtype.kind == "i" else np.uint32) if exact else np.dtype(np.float64)
     for axis, factor in enumerate(factors):
         if factor == 1:
             continue
+        sums = _summed(sums, axis, factor, kind)
         starts = np.arange(0, values.shape[axis], factor)
-        sums = np.add.reduceat(sums, starts, axis=axis)
         present = np.minimum(starts + factor, values.shape[axis]) - starts
         counts = counts * present.reshape([-1 if a == axis else 1 for a in range(values.ndim)])
     means = sums / counts
@@ -42,3 +44,13 @@ def mean_pool(values: NDArray[Any], factors: Sequence[int]) -> NDArray[Any]:
     if values.dtype.kind == "b":
         return means >= 0.5
     return means.astype(values.dtype)
+
+
+def _summed(values: NDArray[Any], axis: int, factor: int, kind: np.dtype[Any]) -> NDArray[Any]:
+    """Return sums of ``factor`` neighbours along an axis, the last of fewer, added in their order."""
+    lead = (slice(None),) * axis
+    sums = values[(*lead, slice(0, None, factor))].astype(kind)
+    for offset in range(1, factor):
+        part = values[(*lead, slice(offset, None, factor))]
+        sums[(*lead, slice(0, part.shape[axis]))] += part
+    return sums

@@ -117,12 +117,15 @@ def read_unit(array: zarr.Array[Any], number: int) -> UnitReading:
     return UnitReading(key, box, stored_checksum(found.to_bytes()), len(found), values, flaws)
 
 
+def array_over(array: zarr.Array[Any], objects: dict[str, Buffer], where: str = "") -> zarr.Array[Any]:
+    """Return the array over a store that has these objects only, in memory: they are not read a second time."""
+    path = StorePath(StrictStore(MemoryStore(objects), where or str(array.store), "fill"), array.path)
+    return zarr.Array(zarr.AsyncArray(array.metadata, path, array.async_array.config))
+
+
 def _held(array: zarr.Array[Any], key: str, data: Buffer) -> zarr.Array[Any]:
-    """Return the array over a store that has one object, in memory: it is not read a second time."""
     assert isinstance(array.store, StrictStore), "an array of open_array"
-    store = StrictStore(MemoryStore({key: data}), array.store.where, "fill")
-    path = StorePath(store, array.path)
-    held: zarr.Array[Any] = zarr.Array(zarr.AsyncArray(array.metadata, path, array.async_array.config))
+    held = array_over(array, {key: data}, array.store.where)
     guard_frames(held)
     return held
 

@@ -1,4 +1,4 @@
-"""A block of the finest level, and with it what lies above it in the coarser levels: computed, not read again.
+"""A block of the finest level, and with it what lies above it in the coarser ones: computed, not read again.
 
 ::
 
@@ -15,9 +15,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from denoizarr.geometry.boxes import Box
 from denoizarr.kernels.pooling import mean_pool
 from denoizarr.stores.sources import Array
 
@@ -39,7 +36,7 @@ def write_block(layout: OutputLayout, block: int, values: Array) -> dict[str, An
     Returns
     -------
     dict
-        ``checksum`` of the stored object; where coarser levels are written along, ``above``: theirs, finest first.
+        ``checksum`` of the stored object; ``above``: of those of coarser levels, finest first, if there are any.
 
     Raises
     ------

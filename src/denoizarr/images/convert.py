@@ -83,9 +83,10 @@ def convert(
         stored = foreign.axes
         world = {d: metadata.scale.get(d, 1.0) for d in reader.dims}
         named: dict[str, str | None] = {d: metadata.units.get(d) for d in reader.dims}
-        translation: tuple[float, ...] = (0.0,) * len(reader.dims)
+        translation = tuple(metadata.translation.get(d, 0.0) for d in reader.dims)
         changes = metadata.losses
-        omero: dict[str, Any] = {}
+        channels = dict(zip(reader.dims, reader.shape, strict=True)).get("c", 1)
+        omero = metadata.omero if len(metadata.omero.get("channels", ())) == channels else {}
     else:
         changes = ()
         image = as_image(sources[0], axes)
@@ -119,6 +120,7 @@ def convert(
         levels=levels,
         name=Path(str(destination)).name.split(".")[0],
         omero=omero,
+        decoded=reader.chunks,
     )
     return copy_image(
         reader,

@@ -81,8 +81,8 @@ class OutputLayout:
     omero : dict
         Rendering hints.
     along : int
-        How many of the coarser levels are written with the finest: of each, unit ``n`` is what lies above unit
-        ``n`` of the finest.
+        How many of the coarser levels are written with the finest: unit ``n`` of each lies above unit ``n``
+        of the finest.
     """
 
     url: str
@@ -133,6 +133,7 @@ def plan_layout(
     levels: int | None = None,
     name: str = "",
     omero: Mapping[str, Any] | None = None,
+    decoded: Sequence[int] | None = None,
 ) -> OutputLayout:
     """Decide the layout of an output image.
 
@@ -149,6 +150,9 @@ def plan_layout(
         levels are smaller where they can be written along with the finest.
     levels : int, optional
         Number of levels; by default until max(y, x) <= 256.
+    decoded : sequence of int, optional
+        What one read of the source decodes at least, such as a strip of a compressed TIFF. Default shards
+        hold whole ones, so that none is decoded for several blocks, where that is not too much for a worker.
 
     Raises
     ------
@@ -193,7 +197,9 @@ def plan_layout(
             level_shards = None
         else:
             along += above is not None
-            level_shards = above or _shards(dims, shape, level_chunks, shards, depth)
+            level_shards = above or _shards(
+                dims, shape, level_chunks, shards, depth, None if planned else decoded
+            )
         planned.append(
             LevelLayout(
                 str(len(planned)),
@@ -256,20 +262,38 @@ def _shards(
     chunks: tuple[int, ...],
     asked: Sequence[int] | None,
     depth: int,
+    decoded: Sequence[int] | None,
 ) -> tuple[int, ...]:
     if asked is not None:
         return tuple(round_up(min(s, n), c) for s, n, c in zip(asked, shape, chunks, strict=True))
-    # A worker holds a whole shard: chunks of many planes get shards of fewer chunks, along y and x first.
+    whole = _that_fit(dims, shape, chunks, depth, decoded) if decoded is not None else None
+    return whole or _that_fit(dims, shape, chunks, depth, (1,) * len(dims)) or chunks
+
+
+def _that_fit(
+    dims: tuple[str, ...],
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    depth: int,
+    decoded: Sequence[int],
+) -> tuple[int, ...] | None:
+    """Return the largest shards of whole ``decoded`` boxes that a worker may hold; None where there are none.
+
+    Chunks of many planes get shards of fewer chunks, along y and x first.
+    """
     widest = max(c for d, c in zip(dims, chunks, strict=True) if d in "yx")
+    least = [ceil_div(n, c) for n, c in zip(decoded, chunks, strict=True)]
+    limit = _SHARD_VOXELS if max(least) == 1 else 2 * _SHARD_VOXELS
     for deep, side in product((4, 2, 1), (2048, 1024, 512, 256, 128, 64)):
         most = [deep if d == "z" else ceil_div(side, c) for d, c in zip(dims, chunks, strict=True)]
         most = [1 if d in "tc" else m for d, m in zip(dims, most, strict=True)]
         # A multiple of so many chunks that there are whole ones above it.
         most = [round_up(m, 2**_ALONG) if m >= 2**_ALONG else m for m in most]
+        most = [max(m, at_once) for m, at_once in zip(most, least, strict=True)]
         found = tuple(round_up(min(n, m * c), c) for n, m, c in zip(shape, most, chunks, strict=True))
-        if deep <= depth and side >= min(widest, _SHARD) and prod(found) <= _SHARD_VOXELS:
+        if deep <= depth and side >= min(widest, _SHARD) and prod(found) <= limit:
             return found
-    return chunks
+    return None
 
 
 def _depth(dims: tuple[str, ...], shape: tuple[int, ...], scale: Sequence[float], levels: int | None) -> int:
@@ -314,7 +338,8 @@ def create_array(group: zarr.Group, layout: OutputLayout, level: LevelLayout) ->
             level.path,
             shards=level.shards,
             # Without the trailing checksum 97 % of single flipped bits decode in silence.
-            compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
+            # Level 3 makes noise .3 % smaller, smooth images 1.6 %, and takes 1.4 to 1.9 times as long.
+            compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec()],
             dimension_names=layout.dims,
             **common,
         )

@@ -94,6 +94,7 @@ def save_image(
         levels=levels,
         name=str(opened.name or ""),
         omero=omero_of(opened),
+        decoded=reader.chunks,
     )
     return copy_image(reader, layout, overwrite=overwrite, client=client)
 

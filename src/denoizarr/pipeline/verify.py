@@ -195,7 +195,7 @@ def _recorded_levels(claim: LedgerClaim | None) -> list[Any]:
 
 
 def _written_along(claim: LedgerClaim | None) -> int:
-    """Return how many coarser levels were written with the finest, and have their checksums in its records."""
+    """Return how many coarser levels were written with the finest, their checksums in its records."""
     output = {} if claim is None else claim.identity.get("output")
     along = output.get("along") if isinstance(output, dict) else None
     return along if isinstance(along, int) else 0

@@ -118,7 +118,7 @@ def read_unit(array: zarr.Array[Any], number: int) -> UnitReading:
 
 
 def array_over(array: zarr.Array[Any], objects: dict[str, Buffer], where: str = "") -> zarr.Array[Any]:
-    """Return the array over a store that has these objects only, in memory: they are not read a second time."""
+    """Return the array over a store that has these objects only, in memory: nothing is read a second time."""
     path = StorePath(StrictStore(MemoryStore(objects), where or str(array.store), "fill"), array.path)
     return zarr.Array(zarr.AsyncArray(array.metadata, path, array.async_array.config))
 

@@ -1,4 +1,4 @@
-"""A block of the finest level, and with it what lies above it in the coarser ones: computed, not read again.
+"""A block of the finest level, and with it what lies above it in coarser ones: computed, not read again.
 
 ::
 
@@ -36,7 +36,7 @@ def write_block(layout: OutputLayout, block: int, values: Array) -> dict[str, An
     Returns
     -------
     dict
-        ``checksum`` of the stored object; ``above``: of those of coarser levels, finest first, if there are any.
+        ``checksum`` of the stored object; ``above``: of those of coarser levels, finest first, if any.
 
     Raises
     ------

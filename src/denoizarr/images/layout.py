@@ -160,7 +160,7 @@ def plan_layout(
     """
     if is_foreign_name(url):
         raise UnsupportedStore(
-            "this version writes OME-Zarr only", where=url, remedy="name the destination NAME.ome.zarr"
+            "only OME-Zarr is written here", where=url, remedy="name it NAME.ome.zarr, and convert it"
         )
     if ome_version not in ("0.4", "0.5"):
         raise BadRequest("unknown OME-Zarr version", got=ome_version, expected='"0.5" or "0.4"')

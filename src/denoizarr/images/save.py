@@ -94,7 +94,6 @@ def save_image(
         levels=levels,
         name=str(opened.name or ""),
         omero=omero_of(opened),
-        decoded=reader.chunks,
     )
     return copy_image(reader, layout, overwrite=overwrite, client=client)
 

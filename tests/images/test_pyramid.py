@@ -73,16 +73,18 @@ def test_time_and_channels_are_never_averaged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("whole_shard", [True, False])
 def test_a_hole_in_the_level_below_is_not_averaged_in(tmp_path: Path, whole_shard: bool) -> None:
-    values = np.full((32, 32), 9, "u2")
+    values = np.full((64, 64), 9, "u2")
     url = tmp_path / "a.ome.zarr"
-    save_image(values, url, levels=2, chunks=(8, 8), shards=(16, 16))
+    save_image(values, url, levels=3, chunks=(8, 8), shards=(16, 16))
     if whole_shard:
-        (url / "0" / "c" / "0" / "0").unlink()
+        (url / "1" / "c" / "0" / "0").unlink()
     else:
         array = zarr.open_array(str(url / "0"), mode="r+", config={"write_empty_chunks": False})
         array[:8, :8] = 0  # all fill: zarr leaves the chunk out of its shard
-    (tmp_path / "a.ome.zarr.ledger" / "level-1" / "00000000.json").unlink()
+        array = zarr.open_array(str(url / "1"), mode="r+", config={"write_empty_chunks": False})
+        array[:8, :8] = 0
+    (tmp_path / "a.ome.zarr.ledger" / "level-2" / "00000000.json").unlink()
     with pytest.raises(MissingChunk):
-        save_image(values, url, levels=2, chunks=(8, 8), shards=(16, 16))
+        save_image(values, url, levels=3, chunks=(8, 8), shards=(16, 16))
     with pytest.raises(DenoizarrError, match="not finished"):
         open_image(url)

@@ -91,10 +91,18 @@ def read_claim(url: str) -> LedgerClaim | None:
     return LedgerClaim(url, records.digest(body), identity)
 
 
-def audit_step(claim: LedgerClaim, step: str, n_blocks: int) -> StepAudit:
+def audit_step(claim: LedgerClaim, step: str, n_blocks: int, above: int = 0) -> StepAudit:
     """Read every record of a step and tell which blocks they vouch for.
 
     Holds the records of one group of batches at a time, and keeps none.
+
+    Parameters
+    ----------
+    claim : LedgerClaim
+    step : str
+    n_blocks : int
+    above : int
+        What of the blocks: 0 their own objects, else those that were written along so many levels above them.
     """
     reader = _Records(claim, step)
     per_batch = reader.blocks_per_batch()
@@ -106,7 +114,7 @@ def audit_step(claim: LedgerClaim, step: str, n_blocks: int) -> StepAudit:
         missing = [(0, n_blocks)]
     for batch in range(ceil_div(n_blocks, per_batch) if per_batch else 0):
         blocks = batch_of(batch, n_blocks, per_batch)
-        problem = _problem(reader.get(batch), claim.job, blocks)
+        problem = _problem(reader.get(batch), claim.job, blocks, above)
         if problem is None:
             continue
         if problem:
@@ -120,9 +128,17 @@ def audit_step(claim: LedgerClaim, step: str, n_blocks: int) -> StepAudit:
 
 
 def checksums_of(
-    claim: LedgerClaim, step: str, blocks: Sequence[int], n_blocks: int, blocks_per_batch: int
+    claim: LedgerClaim,
+    step: str,
+    blocks: Sequence[int],
+    n_blocks: int,
+    blocks_per_batch: int,
+    above: int = 0,
 ) -> dict[int, str]:
-    """Return the recorded checksums of these blocks; none for those that no good record vouches for."""
+    """Return the recorded checksums of these blocks; none for those that no good record vouches for.
+
+    With ``above``, those of what was written along so many levels above them.
+    """
     found: dict[int, str] = {}
     if blocks_per_batch == 0:
         return found
@@ -130,9 +146,10 @@ def checksums_of(
     for batch in sorted({block // blocks_per_batch for block in blocks}):
         members = batch_of(batch, n_blocks, blocks_per_batch)
         record = reader.get(batch)
-        if _problem(record, claim.job, members) is None:
+        if _problem(record, claim.job, members, above) is None:
             assert record is not None, "a record without a problem is there"
-            found |= {b: record["results"][b - members.start]["checksum"] for b in blocks if b in members}
+            results = record["results"]
+            found |= {b: str(_checksum(results[b - members.start], above)) for b in blocks if b in members}
     return found
 
 
@@ -230,7 +247,17 @@ def _size_of_batch(record: Any) -> int:
     return start // batch if batch > 0 and start % batch == 0 else 0
 
 
-def _problem(record: dict[str, Any] | None, job: str, blocks: range) -> str | None:
+def _checksum(result: Any, above: int) -> Any:
+    """Return what a block's result has for a checksum of what lies so many levels above it, if anything."""
+    if not isinstance(result, dict):
+        return None
+    if above == 0:
+        return result.get("checksum")
+    others = result.get("above")
+    return others[above - 1] if isinstance(others, list) and len(others) >= above else None
+
+
+def _problem(record: dict[str, Any] | None, job: str, blocks: range, above: int = 0) -> str | None:
     """Return why a record does not vouch for its blocks: None if it does, "" where there is none."""
     if record is None:
         return ""
@@ -242,8 +269,6 @@ def _problem(record: dict[str, Any] | None, job: str, blocks: range) -> str | No
         return f"is of blocks {record.get('blocks')}, expected [{blocks.start}, {blocks.stop}]"
     results = record.get("results")
     whole = isinstance(results, list) and len(results) == len(blocks)
-    if not whole or not all(
-        isinstance(r, dict) and isinstance(r.get("checksum"), str) for r in results or ()
-    ):
+    if not whole or not all(isinstance(_checksum(r, above), str) for r in results or ()):
         return "lacks checksums"
     return None

@@ -40,6 +40,8 @@ class LevelToCheck:
     step : str
         Of its records in the ledger; empty where they cannot be used.
     blocks_per_batch : int
+    above : int
+        How many levels it lies above the one whose blocks wrote it along; 0 where it has records of its own.
     """
 
     path: str
@@ -48,6 +50,7 @@ class LevelToCheck:
     factors: tuple[int, ...] | None = None
     step: str = ""
     blocks_per_batch: int = 0
+    above: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +182,9 @@ def check_units(spec: CheckSpec, task: int) -> Record:
     units, drawn = _units_of(spec, level, number)
     known: dict[int, str] = {}
     if spec.claim is not None and facts.step:
-        known = checksums_of(spec.claim, facts.step, units, facts.n_units, facts.blocks_per_batch)
+        known = checksums_of(
+            spec.claim, facts.step, units, facts.n_units, facts.blocks_per_batch, facts.above
+        )
     array = open_array(spec.url, facts.path, "fill")
     finer = _finer(spec, level) if drawn else None
     tally = Tally()

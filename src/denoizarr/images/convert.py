@@ -1,8 +1,9 @@
-"""Other formats to OME-Zarr, through the engine: bounded in memory, resumable."""
+"""Other formats to OME-Zarr, through the engine: bounded in memory, resumable. And back to OME-TIFF."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from denoizarr.stores.images import as_image, reader_of
 
 from .layout import plan_layout
 from .save import copy_image, omero_of, world_of
+from .tiff_export import SUFFIXES, TiffExport, export_tiff
 
 _DEFAULT_UNIT = {"x": "micrometer", "y": "micrometer", "z": "micrometer", "t": "second"}
 
@@ -39,7 +41,7 @@ def convert(
     progress: bool = False,
     share: tuple[int, int] | None = None,
 ) -> RunSummary:
-    """Write TIFF, OME-TIFF, PNG or npy files, or a plain Zarr array, as an OME-Zarr pyramid.
+    """Write TIFF, OME-TIFF, PNG or npy files, or a plain Zarr array, as an OME-Zarr pyramid; or as OME-TIFF.
 
     Parameters
     ----------
@@ -47,13 +49,17 @@ def convert(
         A file, a folder or glob of equal planes (stacked along a new first axis in natural order, so that
         plane2 comes before plane10), or a Zarr array (with ``axes``).
     destination : str or Path
+        An OME-Zarr image; or a name that ends in .tif, .tiff or .btf, for an OME-TIFF (a BigTIFF where it is
+        large): uncompressed, in pages, or in tiles where pages are large, written whole or not at all, so a
+        conversion that was killed begins again.
     axes : str, optional
         Axis names in stored order, all of them, such as "zyx"; by default what the files say, else z.
     scale, units : one per axis in stored order, or a dict by axis, optional
         Voxel size and UDUNITS name; by default what the files say. A scale without a unit is in
         micrometres (seconds along t).
     ome_version, chunks, shards, levels, overwrite
-        As in ``save_image``; chunks and shards per dim in the order t, c, z, y, x.
+        As in ``save_image``; chunks and shards per dim in the order t, c, z, y, x. A TIFF has neither, and of
+        levels, halved along y and x and kept as SubIFDs, one by default.
     client : distributed.Client, optional
     threads : int, optional
         Of this process, where there is no client; by default one per core.
@@ -83,9 +89,10 @@ def convert(
         stored = foreign.axes
         world = {d: metadata.scale.get(d, 1.0) for d in reader.dims}
         named: dict[str, str | None] = {d: metadata.units.get(d) for d in reader.dims}
-        translation: tuple[float, ...] = (0.0,) * len(reader.dims)
+        translation = tuple(metadata.translation.get(d, 0.0) for d in reader.dims)
         changes = metadata.losses
-        omero: dict[str, Any] = {}
+        channels = dict(zip(reader.dims, reader.shape, strict=True)).get("c", 1)
+        omero = metadata.omero if len(metadata.omero.get("channels", ())) == channels else {}
     else:
         changes = ()
         image = as_image(sources[0], axes)
@@ -105,20 +112,38 @@ def convert(
         world[dim] = float(value)
         named[dim] = named[dim] or _DEFAULT_UNIT.get(dim)
     named |= {dim: str(unit) for dim, unit in asked_units.items()}
+    name = Path(str(destination)).name.split(".")[0]
+    ordered = [world[d] for d in reader.dims], [named[d] for d in reader.dims]
+    if str(destination).lower().endswith(SUFFIXES):
+        refused = {"chunks": chunks, "shards": shards, "client": client, "share": share}
+        _refuse_for_tiff([key for key, value in refused.items() if value is not None], destination)
+        job = TiffExport(
+            reader,
+            locations.join(destination),
+            tuple(ordered[0]),
+            tuple(translation),
+            tuple(ordered[1]),
+            dict(omero),
+            name,
+            levels=1 if levels is None else levels,
+        )
+        summary = export_tiff(job, overwrite=overwrite, threads=threads or usable_cores(), progress=progress)
+        return replace(summary, changes=(*changes, *summary.changes))
     layout = plan_layout(
         locations.join(destination),
         dims=reader.dims,
         shape=reader.shape,
         dtype=reader.dtype,
-        scale=[world[d] for d in reader.dims],
+        scale=ordered[0],
         translation=translation,
-        units=[named[d] for d in reader.dims],
+        units=ordered[1],
         ome_version=ome_version,
         chunks=chunks,
         shards=shards,
         levels=levels,
-        name=Path(str(destination)).name.split(".")[0],
+        name=name,
         omero=omero,
+        decoded=reader.chunks,
     )
     return copy_image(
         reader,
@@ -130,6 +155,16 @@ def convert(
         changes=changes,
         share=None if share is None else Share(*share),
     )
+
+
+def _refuse_for_tiff(names: Sequence[str], destination: str | Path) -> None:
+    if names:
+        raise BadRequest(
+            "a TIFF file is written by one process, in pages",
+            where=locations.redact(str(destination)),
+            got=", ".join(names),
+            remedy="leave it out, or name the destination NAME.ome.zarr",
+        )
 
 
 def _by_axis(

@@ -1,13 +1,22 @@
 """The layout of what is written: levels, chunks, shards, codecs. Decided once, before the first voxel.
 
-Defaults: chunks of 1 x 512 x 512 (y, x; one plane of t, c, z), shards of up to 2048 x 2048, levels until
-max(y, x) <= 256. A plane is the unit because the networks and the usual viewers work plane by plane.
+Defaults: chunks of 1 x 512 x 512 (y, x; one plane of t, c, z), shards of up to 2048 x 2048, of four planes
+where a level halves z, levels until max(y, x) <= 256. A plane is the unit because the networks and the usual
+viewers work plane by plane.
+
+The shards of a coarser level hold what a shard of the finest level holds, as long as that is whole chunks::
+
+    level 0   2048 x 2048     a task that has the voxels of one shard of level 0 has those of the shards
+    level 1   1024 x 1024     above it, and writes them along: nothing is read again
+    level 2    512 x 512
+    level 3   2048 x 2048     less than a chunk: large shards again, in a pass over level 2
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -22,6 +31,7 @@ from denoizarr.stores.foreign import is_foreign_name
 from denoizarr.stores.ome_zarr import Level, OmeImage, OmeVersion
 
 _CHUNK, _SHARD, _COARSEST = 512, 2048, 256
+_ALONG = 2  # levels above a shard until a chunk is larger than what lies above it
 _SHARD_VOXELS = 16 * 2**20
 
 
@@ -56,7 +66,24 @@ class LevelLayout:
 
 @dataclass(frozen=True, slots=True)
 class OutputLayout:
-    """An OME-Zarr image that is to be written; small, picklable, and enough to open any of its arrays."""
+    """An OME-Zarr image that is to be written; small, picklable, and enough to open any of its arrays.
+
+    Attributes
+    ----------
+    url : str
+    dims : tuple of str
+    dtype : str
+    ome_version : {"0.4", "0.5"}
+    units : tuple of str or None
+    levels : tuple of LevelLayout
+        Finest first.
+    name : str
+    omero : dict
+        Rendering hints.
+    along : int
+        How many of the coarser levels are written with the finest: unit ``n`` of each lies above unit ``n``
+        of the finest.
+    """
 
     url: str
     dims: tuple[str, ...]
@@ -66,6 +93,7 @@ class OutputLayout:
     levels: tuple[LevelLayout, ...]
     name: str = ""
     omero: Mapping[str, Any] = field(default_factory=dict)
+    along: int = 0
 
     @property
     def ome(self) -> OmeImage:
@@ -86,6 +114,7 @@ class OutputLayout:
             "translation": list(self.levels[0].translation),
             "units": list(self.units),
             "omero": dict(self.omero),
+            "along": self.along,
         }
 
 
@@ -104,6 +133,7 @@ def plan_layout(
     levels: int | None = None,
     name: str = "",
     omero: Mapping[str, Any] | None = None,
+    decoded: Sequence[int] | None = None,
 ) -> OutputLayout:
     """Decide the layout of an output image.
 
@@ -116,9 +146,13 @@ def plan_layout(
         Per axis.
     ome_version : {"0.5", "0.4"}
     chunks, shards : sequence of int, optional
-        One int per dim; shards must be multiples of chunks, and are not available in 0.4.
+        One int per dim; shards must be multiples of chunks, and are not available in 0.4. Those of coarser
+        levels are smaller where they can be written along with the finest.
     levels : int, optional
         Number of levels; by default until max(y, x) <= 256.
+    decoded : sequence of int, optional
+        What one read of the source decodes at least, such as a strip of a compressed TIFF. Default shards
+        hold whole ones, so that none is decoded for several blocks, where that is not too much for a worker.
 
     Raises
     ------
@@ -126,7 +160,7 @@ def plan_layout(
     """
     if is_foreign_name(url):
         raise UnsupportedStore(
-            "this version writes OME-Zarr only", where=url, remedy="name the destination NAME.ome.zarr"
+            "only OME-Zarr is written here", where=url, remedy="name it NAME.ome.zarr, and convert it"
         )
     if ome_version not in ("0.4", "0.5"):
         raise BadRequest("unknown OME-Zarr version", got=ome_version, expected='"0.5" or "0.4"')
@@ -152,23 +186,32 @@ def plan_layout(
             got=f"shards {tuple(shards)}, chunks {asked_chunks}",
             remedy="change either",
         )
+    depth = _depth(dims, shape, scale, levels)
     planned: list[LevelLayout] = []
-    factors = (1,) * len(shape)
+    factors, along = (1,) * len(shape), 0
     while True:
         level_chunks = tuple(min(c, n) for c, n in zip(asked_chunks, shape, strict=True))
+        above = _above(planned[-1], shape, level_chunks, factors) if along == len(planned) - 1 else None
+        if ome_version == "0.4":
+            along += above == level_chunks
+            level_shards = None
+        else:
+            along += above is not None
+            level_shards = above or _shards(
+                dims, shape, level_chunks, shards, depth, None if planned else decoded
+            )
         planned.append(
             LevelLayout(
                 str(len(planned)),
                 shape,
                 level_chunks,
-                None if ome_version == "0.4" else _shards(dims, shape, level_chunks, shards),
+                level_shards,
                 tuple(float(s) for s in scale),
                 tuple(float(t) for t in translation),
                 factors,
             )
         )
-        finest_side = max(n for d, n in zip(dims, shape, strict=True) if d in "yx")
-        if len(planned) == levels or (levels is None and finest_side <= _COARSEST):
+        if len(planned) == levels or (levels is None and _is_coarsest(dims, shape)):
             break
         factors = _factors(dims, shape, scale)
         if max(factors) == 1:
@@ -178,7 +221,29 @@ def plan_layout(
         scale = tuple(s * f for s, f in zip(scale, factors, strict=True))
         shape = tuple(ceil_div(n, f) for n, f in zip(shape, factors, strict=True))
     version: OmeVersion = "0.5" if ome_version == "0.5" else "0.4"
-    return OutputLayout(url, dims, dtype.name, version, tuple(units), tuple(planned), name, dict(omero or {}))
+    return OutputLayout(
+        url, dims, dtype.name, version, tuple(units), tuple(planned), name, dict(omero or {}), along
+    )
+
+
+def _above(
+    finer: LevelLayout, shape: tuple[int, ...], chunks: tuple[int, ...], factors: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """Return the unit of a level that lies exactly above a unit of the finer one, None where it cuts chunks.
+
+    Unit n is above unit n: both levels have as many along every axis.
+    """
+    found = []
+    for n, c, f, below, u in zip(
+        shape, chunks, factors, finer.shape, finer.shards or finer.chunks, strict=True
+    ):
+        if u >= below:
+            found.append(round_up(n, c))
+        elif u % (f * c) == 0:
+            found.append(u // f)
+        else:
+            return None
+    return tuple(found)
 
 
 def _default_chunks(dims: tuple[str, ...]) -> tuple[int, ...]:
@@ -192,20 +257,60 @@ def chunks_like(dims: tuple[str, ...], chunks: Sequence[int], shape: Sequence[in
 
 
 def _shards(
-    dims: tuple[str, ...], shape: tuple[int, ...], chunks: tuple[int, ...], asked: Sequence[int] | None
+    dims: tuple[str, ...],
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    asked: Sequence[int] | None,
+    depth: int,
+    decoded: Sequence[int] | None,
 ) -> tuple[int, ...]:
-    if asked is None:
-        side = _SHARD
-        while True:
-            found = tuple(
-                round_up(min(n, max(side, c)), c) if d in "yx" else c
-                for d, n, c in zip(dims, shape, chunks, strict=True)
-            )
-            # A worker holds a whole shard: chunks of many planes get shards of fewer chunks.
-            if prod(found) <= _SHARD_VOXELS or side <= 1:
-                return found
-            side //= 2
-    return tuple(round_up(min(s, n), c) for s, n, c in zip(asked, shape, chunks, strict=True))
+    if asked is not None:
+        return tuple(round_up(min(s, n), c) for s, n, c in zip(asked, shape, chunks, strict=True))
+    whole = _that_fit(dims, shape, chunks, depth, decoded) if decoded is not None else None
+    return whole or _that_fit(dims, shape, chunks, depth, (1,) * len(dims)) or chunks
+
+
+def _that_fit(
+    dims: tuple[str, ...],
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    depth: int,
+    decoded: Sequence[int],
+) -> tuple[int, ...] | None:
+    """Return the largest shards of whole ``decoded`` boxes that a worker may hold; None where there are none.
+
+    Chunks of many planes get shards of fewer chunks, along y and x first.
+    """
+    widest = max(c for d, c in zip(dims, chunks, strict=True) if d in "yx")
+    least = [ceil_div(n, c) for n, c in zip(decoded, chunks, strict=True)]
+    limit = _SHARD_VOXELS if max(least) == 1 else 2 * _SHARD_VOXELS
+    for deep, side in product((4, 2, 1), (2048, 1024, 512, 256, 128, 64)):
+        most = [deep if d == "z" else ceil_div(side, c) for d, c in zip(dims, chunks, strict=True)]
+        most = [1 if d in "tc" else m for d, m in zip(dims, most, strict=True)]
+        # A multiple of so many chunks that there are whole ones above it.
+        most = [round_up(m, 2**_ALONG) if m >= 2**_ALONG else m for m in most]
+        most = [max(m, at_once) for m, at_once in zip(most, least, strict=True)]
+        found = tuple(round_up(min(n, m * c), c) for n, m, c in zip(shape, most, chunks, strict=True))
+        if deep <= depth and side >= min(widest, _SHARD) and prod(found) <= limit:
+            return found
+    return None
+
+
+def _depth(dims: tuple[str, ...], shape: tuple[int, ...], scale: Sequence[float], levels: int | None) -> int:
+    """Return how many planes become one in the levels that may be written along."""
+    depth = 1
+    for number in range(_ALONG):
+        if number + 1 == levels or (levels is None and _is_coarsest(dims, shape)):
+            break
+        factors = _factors(dims, shape, scale)
+        depth *= dict(zip(dims, factors, strict=True)).get("z", 1)
+        shape = tuple(ceil_div(n, f) for n, f in zip(shape, factors, strict=True))
+        scale = tuple(s * f for s, f in zip(scale, factors, strict=True))
+    return depth
+
+
+def _is_coarsest(dims: tuple[str, ...], shape: tuple[int, ...]) -> bool:
+    return max(n for d, n in zip(dims, shape, strict=True) if d in "yx") <= _COARSEST
 
 
 def _factors(dims: tuple[str, ...], shape: tuple[int, ...], scale: Sequence[float]) -> tuple[int, ...]:
@@ -233,7 +338,8 @@ def create_array(group: zarr.Group, layout: OutputLayout, level: LevelLayout) ->
             level.path,
             shards=level.shards,
             # Without the trailing checksum 97 % of single flipped bits decode in silence.
-            compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
+            # Level 3 makes noise .3 % smaller, smooth images 1.6 %, and takes 1.4 to 1.9 times as long.
+            compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec()],
             dimension_names=layout.dims,
             **common,
         )

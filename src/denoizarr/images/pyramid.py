@@ -1,4 +1,8 @@
-"""The coarser levels of an output, each computed block by block from the one below it."""
+"""The coarser levels that are not written along with the finest: each from the one below it, block by block.
+
+A block of the finest level is a single shard. Above it there are whole shards for a level or two (see
+``layout``); for those above these, a pass reads the level below, a sixteenth or less of the image.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +46,9 @@ def write_level_block(spec: PyramidSpec, block: int) -> Record:
 
 
 def pyramid_steps(layout: OutputLayout) -> list[Step]:
-    """Return the steps that write levels 1 and up, in order."""
+    """Return the steps that write the levels that are not written along with the finest, in order."""
     steps = []
-    for number in range(1, len(layout.levels)):
+    for number in range(1 + layout.along, len(layout.levels)):
         units = layout.levels[number].write_units
         size = blocks_per_batch(units.box(0).size)
         steps.append(
@@ -62,7 +66,7 @@ def build_pyramid(
     progress: bool = True,
     fold: Callable[[Record], None],
 ) -> None:
-    """Write levels 1 and up, one after the other. Their batch records go to ``fold``, in order."""
+    """Write the other levels, one after the other. Their batch records go to ``fold``, in order."""
     for step in pyramid_steps(layout):
         label = step.name.replace("level-", "pyramid level ")
         run_step(

@@ -17,8 +17,8 @@ from denoizarr.stores import locations
 from denoizarr.stores.images import ImageLike, as_image, reader_of
 from denoizarr.stores.sources import ImageReader
 
+from .block_levels import write_block
 from .layout import OutputLayout, plan_layout
-from .output import open_level, write_box
 from .pyramid import BATCH_VOXELS
 from .write import ImageJob, write_image
 
@@ -32,11 +32,11 @@ class CopySpec:
 
 
 def copy_block(spec: CopySpec, block: int) -> Record:
-    """Copy one write unit of the finest level."""
+    """Copy one write unit of the finest level, and what lies above it."""
     level = spec.layout.levels[0]
     box = level.write_units.box(block)
     values = spec.reader.read(box).astype(spec.layout.dtype, copy=False)
-    return write_box(open_level(spec.layout, level), box, values)
+    return write_block(spec.layout, block, values)
 
 
 def save_image(

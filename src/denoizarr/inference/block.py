@@ -33,8 +33,8 @@ from denoizarr.errors import MemoryLimitTooSmall, NonFiniteData
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import round_up
 from denoizarr.geometry.tiling import Tile, tile_for, tiles_of
+from denoizarr.images import block_levels
 from denoizarr.images.layout import OutputLayout
-from denoizarr.images.output import open_level, write_box
 from denoizarr.kernels.intensity import cast_intensities
 from denoizarr.stores.sources import Array, ImageReader
 from denoizarr.training.denoiser import Denoiser, Precision
@@ -148,14 +148,13 @@ def compute_block(spec: PredictionSpec, block: int, raw: RawBlock) -> DenoisedBl
     return DenoisedBlock(values, raw.box, facts)
 
 
-def write_block(spec: PredictionSpec, block: int, denoised: DenoisedBlock) -> Record:  # noqa: ARG001
-    """Write it, read it back, and return what the ledger keeps of it.
+def write_block(spec: PredictionSpec, block: int, denoised: DenoisedBlock) -> Record:
+    """Write it and what lies above it, read it back, and return what the ledger keeps of it.
 
     ``checksum``; ``missing_chunks`` where input chunks were filled; ``tile_shape`` where memory was too short
     for that of the job.
     """
-    array = open_level(spec.layout, spec.layout.levels[0])
-    return write_box(array, denoised.box, denoised.values) | denoised.facts
+    return block_levels.write_block(spec.layout, block, denoised.values) | denoised.facts
 
 
 denoise_block = Stages(read_block, compute_block, write_block)

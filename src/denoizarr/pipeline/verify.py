@@ -160,13 +160,14 @@ def _levels(where: str, ome: OmeImage, claim: LedgerClaim | None, sample: int | 
             continue
         grid = Grid(tuple(array.shape), write_unit(array))
         problem = "" if claim is None else _other_layout(array, _recorded_levels(claim), number, claim)
-        step = "" if claim is None or problem else f"level-{number}"
-        audit = audit_step(claim, step, len(grid)) if claim is not None and step else None
+        above = number if number <= _written_along(claim) else 0
+        step = "" if claim is None or problem else "level-0" if above else f"level-{number}"
+        audit = audit_step(claim, step, len(grid), above) if claim is not None and step else None
         factors = None if finer is None else _factors(finer, (array, level))
         n_read = len(grid) if sample is None else min(sample, len(grid))
         per_task = max(min(_TASK_VOXELS // prod(grid.step), _TASK_UNITS, ceil_div(n_read, _FEWEST_TASKS)), 1)
         per_batch = 0 if audit is None else audit.blocks_per_batch
-        check = LevelToCheck(level.path, len(grid), per_task, factors, step, per_batch)
+        check = LevelToCheck(level.path, len(grid), per_task, factors, step, per_batch, above)
         uneven = number > 0 and factors is None
         note = "not a whole-number reduction of the finer level: not compared with it" if uneven else ""
         found.append(LevelFacts(level.path, grid.shape, grid.step, check, audit, problem, note))
@@ -191,6 +192,13 @@ def _recorded_levels(claim: LedgerClaim | None) -> list[Any]:
     output = {} if claim is None else claim.identity.get("output")
     levels = output.get("levels") if isinstance(output, dict) else None
     return levels if isinstance(levels, list) else []
+
+
+def _written_along(claim: LedgerClaim | None) -> int:
+    """Return how many coarser levels were written with the finest, their checksums in its records."""
+    output = {} if claim is None else claim.identity.get("output")
+    along = output.get("along") if isinstance(output, dict) else None
+    return along if isinstance(along, int) else 0
 
 
 def _other_layout(array: zarr.Array[Any], known: list[Any], number: int, claim: LedgerClaim) -> str:

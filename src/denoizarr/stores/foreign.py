@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,6 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import tifffile
-import zarr
 
 from denoizarr.errors import (
     BadRequest,
@@ -28,20 +28,12 @@ from denoizarr.geometry.boxes import Box
 from . import locations
 from .ome_zarr import DIMS
 from .sources import UNDECODABLE, Array, ImageReader
+from .tiff import open_tiff
+from .tiff_metadata import ForeignMetadata
 
 Kind = Literal["tiff", "png", "npy"]
 _KINDS: dict[str, Kind] = {".tif": "tiff", ".tiff": "tiff", ".btf": "tiff", ".png": "png", ".npy": "npy"}
-_OME_UNITS = {
-    "µm": "micrometer",
-    "um": "micrometer",
-    "micron": "micrometer",
-    "nm": "nanometer",
-    "mm": "millimeter",
-    "cm": "centimeter",
-    "m": "meter",
-    "pm": "picometer",
-    "Å": "angstrom",
-}
+_PROBES_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +60,6 @@ class ForeignSource:
     shape: tuple[int, ...]
     dtype: str
     sizes: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ForeignMetadata:
-    """World coordinates that a foreign file states, where it states any, and what is not carried over."""
-
-    scale: dict[str, float]
-    units: dict[str, str]
-    losses: tuple[str, ...] = ()
 
 
 def is_foreign(url: str | Path) -> bool:
@@ -155,15 +138,18 @@ def describe_foreign(
     paths = find_files(sources)
     kind = _KINDS[Path(paths[0]).suffix.lower()]
     shape, dtype, stored_axes, metadata = _probe(paths[0], kind)
-    for path in paths[1:]:
-        other_shape, other_dtype, _, _ = _probe(path, kind)
-        if (other_shape, other_dtype) != (shape, dtype):
-            raise BadRequest(
-                "files of a stack differ",
-                where=path,
-                got=f"{other_dtype} {other_shape}",
-                expected=f"{dtype} {shape} as in {Path(paths[0]).name}",
-            )
+    # Headers are small, and a disk far away takes its time for each.
+    with ThreadPoolExecutor(min(_PROBES_AT_ONCE, len(paths))) as pool:
+        others = pool.map(lambda path: _probe(path, kind)[:2], paths[1:])
+        for path, (other_shape, other_dtype) in zip(paths[1:], others, strict=True):
+            if (other_shape, other_dtype) != (shape, dtype):
+                pool.shutdown(cancel_futures=True)
+                raise BadRequest(
+                    "files of a stack differ",
+                    where=path,
+                    got=f"{other_dtype} {other_shape}",
+                    expected=f"{dtype} {shape} as in {Path(paths[0]).name}",
+                )
     if len(paths) > 1:
         stacked = next((d for d in ("z", "t", "c") if d not in stored_axes), "")
         shape, stored_axes = (len(paths), *shape), (stacked, *stored_axes)
@@ -191,18 +177,18 @@ def _probe(path: str, kind: Kind) -> tuple[tuple[int, ...], str, tuple[str, ...]
     try:
         if kind == "npy":
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-            names = {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}.get(array.ndim, "")
-            found = array.shape, array.dtype.name, tuple(names), nothing
+            usual = {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}.get(array.ndim, "")
+            found = array.shape, array.dtype.name, tuple(usual), nothing
         elif kind == "png":
             shape, dtype = _png_header(path)
             found = shape, dtype, ("y", "x") if len(shape) == 2 else ("y", "x", "c"), nothing
         else:
-            with tifffile.TiffFile(path) as file:
-                series = file.series[0]
-                _check_codec(series, path)
-                found = tuple(series.shape), series.dtype.name, _tiff_axes(series.axes), _tiff_metadata(file)
+            image = open_tiff(path)
+            found = image.shape, image.dtype.name, image.dims, image.metadata
     except DenoizarrError:
         raise
+    except FileNotFoundError as error:
+        raise ImageNotFound("a file of the stack is gone", where=path) from error
     except (*UNDECODABLE, KeyError, IndexError, tifffile.TiffFileError, ET.ParseError) as error:
         raise MetadataError(
             "the file cannot be read as what its name says", where=path, got=str(error)
@@ -210,21 +196,6 @@ def _probe(path: str, kind: Kind) -> tuple[tuple[int, ...], str, tuple[str, ...]
     if np.dtype(found[1]).kind not in "uifb":
         raise MetadataError("not an image of real numbers", where=path, got=found[1])
     return found
-
-
-def _check_codec(series: tifffile.TiffPageSeries, path: str) -> None:
-    """Refuse a compression that tifffile cannot undo, before a job finds out midway."""
-    page = series.keyframe
-    try:
-        tifffile.TIFF.DECOMPRESSORS[page.compression]
-        tifffile.TIFF.UNPREDICTORS[page.predictor]
-    except KeyError as error:
-        raise UnsupportedStore(
-            "a TIFF whose compression cannot be undone here",
-            where=path,
-            got=getattr(page.compression, "name", page.compression),
-            remedy="pip install imagecodecs, or save it uncompressed",
-        ) from error
 
 
 def _png_header(path: str) -> tuple[tuple[int, ...], str]:
@@ -248,48 +219,6 @@ def _png_header(path: str) -> tuple[tuple[int, ...], str]:
         return ((file.height, file.width) if bands == 1 else (file.height, file.width, bands)), dtype
 
 
-def _tiff_axes(axes: str) -> tuple[str, ...]:
-    """Return our names for tifffile's: S (samples) is c; Q, I, R (unknown) the first free of z, t, c."""
-    names = [{"S": "c"}.get(a, a.lower()) for a in axes]
-    for i, name in enumerate(names):
-        if name not in DIMS:
-            names[i] = next((d for d in ("z", "t", "c") if d not in names), name)
-    return tuple(names)
-
-
-def _tiff_metadata(file: tifffile.TiffFile) -> ForeignMetadata:
-    scale: dict[str, float] = {}
-    units: dict[str, str] = {}
-    if file.is_ome and file.ome_metadata:
-        pixels = ET.fromstring(file.ome_metadata).find(".//{*}Pixels")  # noqa: S314  (expat refuses entity bombs)
-        if pixels is not None:
-            for dim in "xyz":
-                size = pixels.get(f"PhysicalSize{dim.upper()}")
-                if size:
-                    scale[dim] = float(size)
-                    unit = pixels.get(f"PhysicalSize{dim.upper()}Unit", "µm")
-                    units[dim] = _OME_UNITS.get(unit, unit)
-    elif file.is_imagej and file.imagej_metadata:
-        # ImageJ writes the sign for micro as an escape.
-        found = _OME_UNITS.get(str(file.imagej_metadata.get("unit", "")).replace("\\u00B5", "µ"))
-        tags = file.pages.first.tags
-        if found is not None and "XResolution" in tags and "YResolution" in tags:
-            for dim, tag in (("x", "XResolution"), ("y", "YResolution")):
-                pixels_per_unit, one = tags[tag].value
-                if pixels_per_unit:
-                    scale[dim], units[dim] = one / pixels_per_unit, found
-            if "spacing" in file.imagej_metadata:
-                scale["z"], units["z"] = float(file.imagej_metadata["spacing"]), found
-    losses = []
-    if len(file.series) > 1:
-        losses.append(f"only the first of the file's {len(file.series)} series was read")
-    if file.is_ome:
-        losses.append(
-            "OME metadata other than axes and voxel sizes (channel names, acquisition) were dropped"
-        )
-    return ForeignMetadata(scale, units, tuple(losses))
-
-
 @lru_cache(maxsize=8)
 def open_foreign(source: ForeignSource) -> ImageReader:
     """Open a foreign image for reading; dims come in the order t, c, z, y, x."""
@@ -304,8 +233,9 @@ def open_foreign(source: ForeignSource) -> ImageReader:
             start[axis], stop[axis] = a, b
         wanted = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
         if stacked:
-            planes = [_read_file(path, source, wanted[1:]) for path in source.paths[wanted[0]]]
-            values = np.stack(planes) if planes else np.empty((0, *source.shape[1:]), source.dtype)
+            values = np.empty(tuple(b - a for a, b in zip(start, stop, strict=True)), source.dtype)
+            for plane, path in zip(values, source.paths[wanted[0]], strict=True):
+                plane[...] = _read_file(path, source, wanted[1:])
         else:
             values = _read_file(source.paths[0], source, wanted)
         return values.transpose(order)
@@ -332,8 +262,7 @@ def _file_chunks(source: ForeignSource) -> tuple[int, ...]:
     """Return what one read of a file decodes at least: a page, a strip or a tile of a TIFF."""
     of_file = source.shape[1:] if len(source.paths) > 1 else source.shape
     if source.kind == "tiff":
-        with tifffile.TiffFile(source.paths[0]) as file, file.series[0].aszarr(level=0) as store:
-            return tuple(int(n) for n in zarr.open_array(store, mode="r").chunks)
+        return open_tiff(source.paths[0]).chunks
     return of_file if source.kind == "png" else (*(1,) * (len(of_file) - 2), *of_file[-2:])
 
 
@@ -343,8 +272,7 @@ def _read_file(path: str, source: ForeignSource, wanted: tuple[slice, ...]) -> A
             return np.array(np.load(path, mmap_mode="r", allow_pickle=False)[wanted])
         if source.kind == "png":
             return _read_png(path)[wanted]
-        with tifffile.TiffFile(path) as file, file.series[0].aszarr(level=0) as store:
-            return np.asarray(zarr.open_array(store, mode="r")[wanted])
+        return open_tiff(path).read(wanted)
     except FileNotFoundError as error:
         raise ImageNotFound("a file of the stack is gone", where=path) from error
     except DenoizarrError:

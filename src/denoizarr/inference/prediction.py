@@ -152,7 +152,9 @@ def plan_prediction(
         block=asked.levels[0].write_units.step if fixed else None,
         tile=tile_shape,
     )
-    layout = asked if fixed else plan_layout(url, **common, chunks=chunks, shards=chosen.block, levels=levels)
+    layout = (
+        asked if fixed else plan_layout(url, **common, chunks=work.chunks, shards=chosen.block, levels=levels)
+    )
     amounts = _amounts(work, chosen)
     grid = layout.levels[0].write_units
     written = sum(prod(level.shape) for level in layout.levels) * kept.itemsize

@@ -184,3 +184,30 @@ def test_a_kernel_that_was_not_found_is_not_called_no_noise():
     assert kernel_in_words(unknown) == "a single pixel: structure everywhere"
     wide = NoiseKernel(np.ones((1, 5), bool), np.ones((1, 5)), np.zeros((1, 5)))
     assert kernel_in_words(wide) == "1 x 5 (y, x)"
+
+
+def test_a_plan_counts_the_halo_that_a_kernel_may_add(job, tmp_path):
+    save_image(scan_noise((2, 600, 600)), tmp_path / "large.ome.zarr", levels=1, chunks=(1, 64, 64))
+    stage = {"features": 4, "num_layers": 2, "patch_size": 32}
+    settings = {**job, "input": {"url": str(tmp_path / "large.ome.zarr")}, "stage1": stage, "stage2": stage}
+    settings["output"] |= {"chunks": [1, 64, 64], "shards": [1, 128, 128]}
+    found = plan(settings)
+    assert any("15 x 15 voxels of halo" in note for note in found.notes)
+    np.save(tmp_path / "row.npy", np.ones((1, 5), bool))
+    np.save(tmp_path / "disc.npy", np.hypot(*np.mgrid[-3:4, -3:4]) < 3.5)
+    known = {}
+    for name in ("row", "disc"):
+        file = {"mask_source": "file", "mask_file_path": str(tmp_path / f"{name}.npy")}
+        known[name] = plan({**settings, "stage2": {**stage, "mask_percentage": 0.5, **file}})
+        assert not known[name].problems
+    none = plan({**settings, "run_stage2": False})
+    assert not any("voxels of halo" in note for note in (*none.notes, *known["row"].notes))
+    assert any("3 x 3 voxels of halo" in note for note in known["disc"].notes)
+    assert none.bytes_read == known["row"].bytes_read < known["disc"].bytes_read < found.bytes_read
+    assert found.read_amplification > 1
+
+
+def test_a_plan_says_how_the_image_is_cut(job):
+    (cut,) = [note for note in plan(job).notes if "tiles of" in note]
+    assert "2 blocks of 1 x 128 x 128, tiles of 128 x 128" in cut
+    assert "1.00 chunks decoded per chunk" in cut

@@ -157,6 +157,7 @@ def _predict_one(
         planned = plan_prediction(model, corrected_image(image, lines), destination, **layout_options)
     for warning in planned.warnings:
         _LOG.warning("%s: %s", planned.reader.name, warning)
+    _LOG.info("%s: %s", planned.reader.name, planned.in_words())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model_url = locations.join(ledger_url(planned.layout.url), "model.safetensors")
     identity = {

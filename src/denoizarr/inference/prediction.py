@@ -142,6 +142,8 @@ def plan_prediction(
     url = locations.join(destination)
     if chunks is None:
         chunks = _default_chunks(reader, n, kept.itemsize, ome_version)
+        if shards is not None and len(shards) == len(chunks):
+            chunks = tuple(_divisor(int(s), c) for s, c in zip(shards, chunks, strict=True))
     # Checks what was asked for, too, before it is worked with.
     asked = plan_layout(url, **common, chunks=chunks, shards=shards, levels=levels)
     work = _work(denoiser, reader, asked, may_lose_lines or bool(denoiser.periodic))
@@ -195,6 +197,11 @@ def _default_chunks(reader: ImageReader, n: int, itemsize: int, ome_version: str
     default = _PLANE_CHUNK if n == 2 else _VOLUME_BLOCK if ome_version == "0.4" else _VOLUME_CHUNK
     chunks = like or (1,) * (len(reader.shape) - len(default)) + default
     return tuple(min(c, size) for c, size in zip(chunks, reader.shape, strict=True))
+
+
+def _divisor(shard: int, chunk: int) -> int:
+    """Return the largest divisor of a shard's side that is no larger than a chunk's."""
+    return next((c for c in range(min(chunk, shard), 1, -1) if shard % c == 0), 1)
 
 
 def _work(denoiser: Denoiser, reader: ImageReader, layout: OutputLayout, may_lose_lines: bool) -> Work:

@@ -260,3 +260,13 @@ def test_shares_without_a_cluster_give_the_same_bytes(tmp_path, monkeypatch):
         open_image(out)
     assert predict(*arguments, out, **how).blocks_skipped >= 12
     assert tree_hash(out) == tree_hash(tmp_path / "whole" / "a.ome.zarr")
+
+
+def test_chunks_that_nobody_asked_for_divide_the_shards_that_someone_did(tmp_path):
+    image = as_image(make_image((3, 300, 300)))
+    level = plan_prediction(make_denoiser(), image, tmp_path / "o", shards=(1, 150, 100)).layout.levels[0]
+    assert (level.chunks, level.shards) == ((1, 150, 100), (1, 150, 100))
+    level = plan_prediction(make_denoiser(), image, tmp_path / "o", shards=(2, 1024, 512)).layout.levels[0]
+    assert level.chunks[0] == 1
+    assert level.shards is not None
+    assert all(s % c == 0 for s, c in zip(level.shards, level.chunks, strict=True))

@@ -123,22 +123,17 @@ def test_volumes_are_written_in_deep_units_and_planned_at_any_size(tmp_path: Pat
     )
     planned = plan_prediction(volume_model(depth=2), as_image(store), tmp_path / "o", memory_limit="2GiB")
     level = planned.layout.levels[0]
-    assert (level.chunks, level.shards) == ((1, 512, 512), (64, 512, 512))
+    # A plane is no chunk for a volume: its blocks would be many planes of few pixels, or too large.
+    assert level.chunks == (16, 128, 128)
+    assert level.shards is not None
+    assert level.shards[0] >= 64
+    assert 4 * 2**20 <= np.prod(level.shards) <= 16 * 2**20
     assert planned.bytes_per_worker <= 2 * 2**30
     assert 1 < planned.recompute_factor < 10
     older = plan_prediction(volume_model(), as_image(store), tmp_path / "o", ome_version="0.4")
     assert older.layout.levels[0].chunks == (64, 256, 256)
     thin = plan_prediction(volume_model(), as_image(noise((3, 300, 300))), tmp_path / "o")
-    assert thin.layout.levels[0].write_units.box(0).shape == (3, 300, 300)
-
-
-def test_the_cost_of_tiles_is_their_sum() -> None:
-    from denoizarr.geometry.tiling import tiles_of
-    from denoizarr.inference.prediction import _computed
-
-    denoiser, spatial, tile = volume_model(), (21, 50, 33), (8, 16, 12)
-    tiles = tiles_of(Box.whole(spatial), tile, spatial, denoiser.halo, denoiser.stride)
-    assert _computed(denoiser, spatial, tile) == sum(t.read.size for t in tiles)
+    assert thin.layout.levels[0].write_units.box(0).shape[0] == 3
 
 
 def test_ones_own_network_on_worker_processes_equals_the_whole(tmp_path: Path, client: Any) -> None:

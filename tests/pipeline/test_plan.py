@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+import zarr
 
 from denoizarr.errors import BadRequest
 from denoizarr.images.output import is_complete
@@ -184,3 +189,75 @@ def test_a_kernel_that_was_not_found_is_not_called_no_noise():
     assert kernel_in_words(unknown) == "a single pixel: structure everywhere"
     wide = NoiseKernel(np.ones((1, 5), bool), np.ones((1, 5)), np.zeros((1, 5)))
     assert kernel_in_words(wide) == "1 x 5 (y, x)"
+
+
+def test_a_plan_counts_the_halo_that_a_kernel_may_add(job, tmp_path):
+    save_image(scan_noise((2, 600, 600)), tmp_path / "large.ome.zarr", levels=1, chunks=(1, 64, 64))
+    stage = {"features": 4, "num_layers": 2, "patch_size": 32}
+    settings = {**job, "input": {"url": str(tmp_path / "large.ome.zarr")}, "stage1": stage, "stage2": stage}
+    settings["output"] |= {"chunks": [1, 64, 64], "shards": [1, 128, 128]}
+    found = plan(settings)
+    assert any("15 x 15 voxels of halo" in note for note in found.notes)
+    np.save(tmp_path / "row.npy", np.ones((1, 5), bool))
+    np.save(tmp_path / "disc.npy", np.hypot(*np.mgrid[-3:4, -3:4]) < 3.5)
+    known = {}
+    for name in ("row", "disc"):
+        file = {"mask_source": "file", "mask_file_path": str(tmp_path / f"{name}.npy")}
+        known[name] = plan({**settings, "stage2": {**stage, "mask_percentage": 0.5, **file}})
+        assert not known[name].problems
+    none = plan({**settings, "run_stage2": False})
+    assert not any("voxels of halo" in note for note in (*none.notes, *known["row"].notes))
+    assert any("3 x 3 voxels of halo" in note for note in known["disc"].notes)
+    assert none.bytes_read == known["row"].bytes_read < known["disc"].bytes_read < found.bytes_read
+    assert found.read_amplification > 1
+
+
+def test_a_plan_says_how_the_image_is_cut(job):
+    (cut,) = [note for note in plan(job).notes if "tiles of" in note]
+    assert "2 blocks of 1 x 128 x 128, tiles of 128 x 128" in cut
+    assert "1.00 chunks decoded per chunk" in cut
+
+
+PETABYTE = """
+import json, sys, time
+from pathlib import Path
+from denoizarr.pipeline.plan import plan
+
+job = json.loads(sys.argv[1])
+started = time.process_time()
+planned = plan(job)
+spent = time.process_time() - started
+peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+print(json.dumps({"plan": planned.to_json(), "seconds": spent, "peak": peak}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@pytest.mark.parametrize("patch_size", [64, [16, 32, 32]])
+def test_a_petabyte_is_planned_in_seconds_and_little_memory(tmp_path, patch_size):
+    side = 100_000
+    zarr.create_array(
+        tmp_path / "big.zarr",
+        shape=(side, side, side),
+        dtype="u1",
+        chunks=(32, 128, 128),
+        shards=(64, 1024, 1024),
+    )
+    stage = {"patch_size": patch_size}
+    job = {
+        "input": {"url": str(tmp_path / "big.zarr"), "axes": "zyx"},
+        "output": {"url": str(tmp_path / "run")},
+        "stage1": stage,
+        "stage2": stage,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PETABYTE, json.dumps(job)], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["plan"]["problems"] == []
+    assert found["plan"]["blocks"] > 10**7
+    assert found["plan"]["bytes_written"] >= side**3
+    assert found["plan"]["bytes_per_worker"] <= 2 * 2**30
+    assert found["seconds"] < 10
+    assert found["peak"] < 2**30
+    assert not (tmp_path / "run").exists()

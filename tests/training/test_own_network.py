@@ -295,3 +295,28 @@ def test_memory_is_projected_from_a_run() -> None:
     assert 4 * 4 * 2 < small.bytes_per_voxel < large.bytes_per_voxel
     assert 64 * 4 < large.bytes_per_voxel < 3 * 64 * 4
     assert large.to(precision="float64").bytes_per_voxel > 2 * large.bytes_per_voxel
+
+
+class WithTable(nn.Module):
+    """Makes something large in every run that has nothing to do with the size of its input."""
+
+    def __init__(self, values: int) -> None:
+        super().__init__()
+        self.body, self.values = Plain(), values
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        table = torch.zeros(self.values)
+        return self.body(x) + table[0]
+
+
+def test_what_does_not_grow_with_the_tile_is_not_counted_for_every_voxel() -> None:
+    plain, table = own_denoiser(Plain()), own_denoiser(WithTable(10**6))
+    assert plain.bytes_per_voxel <= table.bytes_per_voxel <= 1.5 * plain.bytes_per_voxel
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (4, 4), (3, 5), (16, 64)])
+def test_memory_is_projected_whatever_the_stride(stride: tuple[int, int]) -> None:
+    from denoizarr.training.own_network import peak_bytes_per_voxel
+
+    wide = nn.Sequential(nn.Conv2d(1, 64, 1), nn.Conv2d(64, 1, 1))
+    assert 64 * 4 < peak_bytes_per_voxel(wide, stride, torch.float32) < 3 * 64 * 4

@@ -63,7 +63,8 @@ def plan(
         f"inference reads {planned.bytes_read / 2**20:.1f} MiB, "
         f"writes {planned.bytes_written / 2**20:.1f} MiB\n"
         f"memory at most {planned.bytes_per_worker / 2**20:.0f} MiB per worker\n"
-        f"computes {planned.recompute_factor:.2f} voxels per voxel kept\n"
+        f"computes {planned.recompute_factor:.2f} voxels per voxel kept, "
+        f"decodes {planned.read_amplification:.2f} chunks per chunk\n"
         f"roughly {duration(planned.seconds)} on this machine, training included"
     )
     if planned.projection is not None:

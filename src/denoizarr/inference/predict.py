@@ -168,6 +168,7 @@ def _predict_one(
         planned = plan_prediction(model, corrected_image(image, lines), destination, **layout_options)
     for warning in planned.warnings:
         _LOG.warning("%s: %s", planned.reader.name, warning)
+    _LOG.info("%s: %s", planned.reader.name, planned.in_words())
     place = place_of(client)
     model_url = locations.join(ledger_url(planned.layout.url), "model.safetensors")
     identity = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -12,34 +11,30 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from denoizarr.engine.stages import BLOCKS_AHEAD, BLOCKS_BEHIND
-from denoizarr.errors import BadRequest, MemoryLimitTooSmall, ModelError
-from denoizarr.geometry.boxes import Box
-from denoizarr.geometry.grids import ceil_div, round_up
-from denoizarr.geometry.tiling import tile_for, tiles_of
-from denoizarr.images.layout import OutputLayout, chunks_like, plan_layout
+from denoizarr.errors import BadRequest, ModelError
+from denoizarr.geometry.grids import ceil_div
+from denoizarr.images.layout import OutputLayout, plan_layout
 from denoizarr.images.pyramid import blocks_per_batch
 from denoizarr.images.save import omero_of, world_of
+from denoizarr.kernels.unet import NetworkShape
 from denoizarr.stores import locations
 from denoizarr.stores.images import reader_of
 from denoizarr.stores.sources import ImageReader
 from denoizarr.training.denoiser import Denoiser
 
+from .amounts import Amounts, Cut, amounts_of
 from .devices import batch_voxels
+from .memory_model import BASE_BYTES as BASE_BYTES
+from .memory_model import MemoryModel
+from .memory_model import parse_bytes as parse_bytes
+from .work_shape import Work, WorkShape, choose_work_shape, viewer_chunks
 
-# Resident memory of a worker that has done one small block: torch, zarr, distributed and what they keep;
-# measured 560 to 650 MiB, rounded up.
-BASE_BYTES = 768 * 2**20
 # A batch is some seconds of a CPU core: the standard network does about half a megapixel a second.
 PREDICTION_BATCH_VOXELS = 2 * 2**20
-_TILE_SIDES = {
-    # Of larger ones the layers no longer fit where a thread keeps freed memory: in 2D 1024 is a fifth slower.
-    2: (512, 384, 256, 192, 128, 96, 64, 32, 16, 8),
-    # Every voxel of a tile's side saves far more of the halo in 3D.
-    3: (256, 192, 128, 112, 96, 80, 64, 56, 48, 40, 32, 24, 16, 8),
-}
-# A block of one plane would be read, and computed, with dozens of planes around it.
-_DEPTH, _UNIT_VOXELS = 64, 16 * 2**20
+# Of an output for which nobody asked. A volume's blocks are of many planes, so that no halo is as large as
+# they are, and still small; without shards a chunk is a block.
+_PLANE_CHUNK, _VOLUME_CHUNK, _VOLUME_BLOCK = (512, 512), (16, 128, 128), (64, 256, 256)
+_STANDARD_BYTES = 960  # of the standard network's bytes_per_voxel
 _METRES = {
     "angstrom": 1e-10,
     "nanometer": 1e-9,
@@ -70,6 +65,8 @@ class Prediction:
         Projected peak memory.
     recompute_factor : float
         Voxels that the network computes over voxels kept.
+    read_amplification : float
+        Chunks of the input that are decoded, halos included, over those that it has.
     changes : tuple of str
         What of the input does not survive.
     warnings : tuple of str
@@ -85,19 +82,19 @@ class Prediction:
     bytes_written: int
     bytes_per_worker: int
     recompute_factor: float
+    read_amplification: float
     changes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
 
-
-def parse_bytes(text: str | int, where: str = "memory_limit") -> int:
-    """Return a number of bytes from 2147483648, "2GiB" or "500 MB"."""
-    if isinstance(text, int):
-        return text
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
-    if match is None:
-        raise BadRequest("not an amount of memory", where=where, got=repr(text), expected='such as "2GiB"')
-    base = 1024 if match[3] else 1000
-    return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+    def in_words(self) -> str:
+        """Return the cut and its cost as a line."""
+        unit = self.layout.levels[0].write_units.step
+        return (
+            f"{self.blocks} blocks of {_times(unit)}, tiles of {_times(self.tile_shape)}: "
+            f"{self.recompute_factor:.2f} voxels computed per voxel kept, "
+            f"{self.read_amplification:.2f} chunks decoded per chunk, "
+            f"at most {self.bytes_per_worker / 2**20:.0f} MiB per worker"
+        )
 
 
 def plan_prediction(
@@ -138,52 +135,113 @@ def plan_prediction(
     _check_model(denoiser, reader, n)
     kept = _dtype_of(reader.stored_dtype if dtype in (None, "same") else dtype)
     scale, translation, units = world_of(image)
-    if n == 3 and shards is None:
-        chunks, shards = _deep_units(reader, chunks, ome_version)
-    layout = plan_layout(
-        locations.join(destination),
-        dims=reader.dims,
-        shape=reader.shape,
-        dtype=kept,
-        scale=scale,
-        translation=translation,
-        units=units,
-        ome_version=ome_version,
-        chunks=chunks if chunks is not None else chunks_like(reader.dims, reader.chunks, reader.shape),
-        shards=shards,
-        levels=levels,
-        name=str(image.name or ""),
-        omero=omero_of(image),
+    common: dict[str, Any] = {
+        "dims": reader.dims, "shape": reader.shape, "dtype": kept, "scale": scale, "translation": translation,
+        "units": units, "ome_version": ome_version, "name": str(image.name or ""), "omero": omero_of(image),
+    }  # fmt: skip
+    url = locations.join(destination)
+    if chunks is None:
+        chunks = _default_chunks(reader, n, kept.itemsize, ome_version)
+        if shards is not None and len(shards) == len(chunks):
+            chunks = tuple(_divisor(int(s), c) for s, c in zip(shards, chunks, strict=True))
+    # Checks what was asked for, too, before it is worked with.
+    asked = plan_layout(url, **common, chunks=chunks, shards=shards, levels=levels)
+    work = _work(denoiser, reader, asked, may_lose_lines or bool(denoiser.periodic))
+    fixed = shards is not None or ome_version == "0.4"
+    chosen = choose_work_shape(
+        work,
+        parse_bytes(memory_limit),
+        block=asked.levels[0].write_units.step if fixed else None,
+        tile=tile_shape,
     )
+    layout = (
+        asked if fixed else plan_layout(url, **common, chunks=work.chunks, shards=chosen.block, levels=levels)
+    )
+    amounts = _amounts(work, chosen)
     grid = layout.levels[0].write_units
-    first = grid.box(0)
-    limit = parse_bytes(memory_limit)
-    tile, peak = _tile_that_fits(
-        denoiser, reader, first, kept, limit, tile_shape, may_lose_lines or bool(denoiser.periodic)
-    )
-    planes = prod(reader.shape[:-n])
-    spatial = reader.shape[-n:]
-    inner = tuple(min(a, b) for a, b in zip(tile, first.shape[-n:], strict=True))
-    computed = _computed(denoiser, spatial, inner)
-    read = sum(_read_size(denoiser, grid.box(i), spatial, n) for i in range(min(len(grid), 64)))
-    read = int(
-        read * len(grid) / min(len(grid), 64)
-    )  # 64 blocks stand for all: metadata must suffice for a petabyte
     written = sum(prod(level.shape) for level in layout.levels) * kept.itemsize
     changes = () if kept == reader.stored_dtype else (f"dtype {reader.stored_dtype} became {kept}",)
     return Prediction(
         reader,
         layout,
-        tile,
+        chosen.tile,
         len(grid),
-        ceil_div(len(grid), blocks_per_batch(first.size, batch_voxels("cpu", grid, PREDICTION_BATCH_VOXELS))),
-        read * reader.dtype.itemsize,
+        ceil_div(
+            len(grid),
+            blocks_per_batch(grid.box(0).size, batch_voxels("cpu", grid, PREDICTION_BATCH_VOXELS)),
+        ),
+        amounts.read_voxels * reader.dtype.itemsize,
         written,
-        peak,
-        round(computed * planes / prod(reader.shape), 4),
+        chosen.peak_bytes,
+        round(amounts.recompute_factor, 4),
+        round(amounts.read_amplification, 4),
         changes,
         _other_pixel_size(denoiser, reader.dims, scale, units),
     )
+
+
+def relative_cost(denoiser: Denoiser) -> float:
+    """Return the cost of computing one voxel, in those of the standard network (depth 2, 32 features, 2D)."""
+    shape = denoiser.network
+    if not isinstance(shape, NetworkShape):
+        return denoiser.bytes_per_voxel / _STANDARD_BYTES
+    # 27 weights in place of 9, and halving leaves an eighth of the voxels in place of a quarter.
+    wider = 2 if shape.ndim == 3 else 1
+    return (shape.features / 32) ** 2 * (0.6 + 0.2 * shape.depth) * wider
+
+
+def _default_chunks(reader: ImageReader, n: int, itemsize: int, ome_version: str) -> tuple[int, ...]:
+    """Return the chunks of an output for which nobody asked: the input's where they suit."""
+    like = viewer_chunks(reader.dims, reader.chunks, reader.shape, itemsize)
+    if n == 3 and ome_version == "0.4":
+        like = None
+    if n == 3 and like is not None and like[-3] < min(_VOLUME_CHUNK[0] // 2, reader.shape[-3]):
+        like = None
+    default = _PLANE_CHUNK if n == 2 else _VOLUME_BLOCK if ome_version == "0.4" else _VOLUME_CHUNK
+    chunks = like or (1,) * (len(reader.shape) - len(default)) + default
+    return tuple(min(c, size) for c, size in zip(chunks, reader.shape, strict=True))
+
+
+def _divisor(shard: int, chunk: int) -> int:
+    """Return the largest divisor of a shard's side that is no larger than a chunk's."""
+    return next((c for c in range(min(chunk, shard), 1, -1) if shard % c == 0), 1)
+
+
+def _work(denoiser: Denoiser, reader: ImageReader, layout: OutputLayout, may_lose_lines: bool) -> Work:
+    n = len(denoiser.halo)
+    lead = len(reader.shape) - n
+    # Less its lines an image is float32, and while it is made so, it is there as it is stored, too.
+    itemsize = max(reader.dtype.itemsize, reader.stored_dtype.itemsize, 4 if may_lose_lines else 0)
+    memory = MemoryModel(
+        denoiser.bytes_per_voxel, itemsize, np.dtype(layout.dtype).itemsize, prod(reader.chunks)
+    )
+    factors, cumulative = [], (1,) * len(reader.shape)
+    for level in layout.levels[1:]:
+        cumulative = tuple(a * b for a, b in zip(cumulative, level.factors, strict=True))
+        factors.append(cumulative)
+    return Work(
+        reader.shape,
+        (0,) * lead + denoiser.halo,
+        (1,) * lead + denoiser.stride,
+        n,
+        reader.chunks,
+        reader.offset,
+        layout.levels[0].chunks,
+        memory,
+        relative_cost(denoiser),
+        tuple(factors),
+    )
+
+
+def _amounts(work: Work, chosen: WorkShape) -> Amounts:
+    tile = (1,) * (len(work.shape) - work.n_model_axes) + chosen.tile
+    return amounts_of(
+        Cut(work.shape, chosen.block, tile, work.halo, work.stride, work.input_chunks, work.offset)
+    )
+
+
+def _times(extents: Sequence[int]) -> str:
+    return " x ".join(map(str, extents))
 
 
 def _dtype_of(given: Any) -> np.dtype[Any]:
@@ -214,24 +272,6 @@ def _check_model(denoiser: Denoiser, reader: ImageReader, n: int) -> None:
         )
 
 
-def _deep_units(
-    reader: ImageReader, chunks: Sequence[int] | None, ome_version: str
-) -> tuple[Sequence[int] | None, Sequence[int] | None]:
-    """Return chunks and shards for a 3D model: write units of 64 planes, where the image has as many."""
-    dims, shape = reader.dims, reader.shape
-    if ome_version == "0.4":  # chunks are what a task writes
-        deep = (1,) * (len(shape) - 3) + (_DEPTH, 256, 256)
-        return chunks or tuple(map(min, deep, shape)), None
-    chunks = chunks or chunks_like(dims, reader.chunks, shape) or (1,) * (len(shape) - 2) + (512, 512)
-    if len(chunks) != len(shape):
-        return chunks, None  # refused where the layout is planned
-    units = [round_up(_DEPTH if d == "z" else 1, int(c)) for d, c in zip(dims, chunks, strict=True)]
-    for axis in (-1, -2):
-        while units[axis] < min(shape[axis], 512) and 2 * prod(units) <= _UNIT_VOXELS:
-            units[axis] *= 2
-    return chunks, tuple(units)
-
-
 def _other_pixel_size(
     denoiser: Denoiser, dims: Sequence[str], scale: Sequence[float], units: Sequence[str | None]
 ) -> tuple[str, ...]:
@@ -254,75 +294,3 @@ def _other_pixel_size(
                 f"trained at {trained_on}: it may blur or miss what looks larger or smaller to it"
             )
     return tuple(found)
-
-
-def _computed(denoiser: Denoiser, spatial: tuple[int, ...], tile: tuple[int, ...]) -> int:
-    """Return the voxels that the network computes for a whole plane or volume cut into tiles."""
-    total = 1
-    for n, t, h, s in zip(spatial, tile, denoiser.halo, denoiser.stride, strict=True):
-        # What is read is a product of intervals, so that its sum over all tiles is a product of sums.
-        total *= sum(part.read.size for part in tiles_of(Box.whole((n,)), (t,), (n,), (h,), (s,)))
-    return total
-
-
-def _read_size(denoiser: Denoiser, box: Box, spatial: tuple[int, ...], n: int) -> int:
-    valid = Box(box.start[-n:], box.stop[-n:])
-    planes = prod(box.shape[:-n])
-    return planes * tile_for(valid, spatial, denoiser.halo, denoiser.stride).inside(spatial).size
-
-
-def _tile_that_fits(
-    denoiser: Denoiser,
-    reader: ImageReader,
-    block: Box,
-    dtype: np.dtype[Any],
-    limit_bytes: int,
-    asked: Sequence[int] | None,
-    may_lose_lines: bool,
-) -> tuple[tuple[int, ...], int]:
-    """Return the tile and the projected peak: the largest tile under the limit recomputes least."""
-    n = len(denoiser.halo)
-    spatial = reader.shape[-n:]
-    # Less its lines an image is float32, and while it is made so, it is there as it is stored, too.
-    itemsize = max(reader.dtype.itemsize, reader.stored_dtype.itemsize, 4 if may_lose_lines else 0)
-    block_read = _read_size(denoiser, block, spatial, n) * itemsize
-    # Raw voxels, result, what is read back to check it, and the encoded shard; while reading, a chunk of the
-    # input is there encoded, decoded and copied.
-    chunk_bytes = prod(reader.chunks) * itemsize
-    # Of the next block the input is there as well, of the last one the result, while one is computed.
-    inputs, results = 2 + BLOCKS_AHEAD, 4 + BLOCKS_BEHIND
-    around = (
-        BASE_BYTES + inputs * block_read + results * block.size * dtype.itemsize + (1 + inputs) * chunk_bytes
-    )
-
-    def peak(tile: tuple[int, ...]) -> int:
-        inner = tuple(min(t, b) for t, b in zip(tile, block.shape[-n:], strict=True))
-        grown = prod(
-            min(t + 2 * h + s, round_up(whole, s))
-            for t, h, s, whole in zip(inner, denoiser.halo, denoiser.stride, spatial, strict=True)
-        )
-        return int(around + grown * denoiser.bytes_per_voxel)
-
-    if asked is not None:
-        tile = tuple(int(t) for t in asked)
-        if len(tile) != n or any(t < 1 or t % s for t, s in zip(tile, denoiser.stride, strict=True)):
-            raise BadRequest(
-                "a tile is a multiple of the network's stride",
-                got=tile,
-                expected=f"multiples of {denoiser.stride}",
-            )
-        candidates = [tile]
-    else:
-        sides = [side for side in _TILE_SIDES[n] if side >= max(denoiser.stride)] or [max(denoiser.stride)]
-        candidates = [tuple(side // s * s for s in denoiser.stride) for side in sides]
-    for tile in candidates:
-        if peak(tile) <= limit_bytes:
-            return tile, peak(tile)
-    smallest = peak(candidates[-1])
-    raise MemoryLimitTooSmall(
-        "not even one tile fits",
-        where="memory_limit",
-        got=f"{limit_bytes / 2**20:.0f} MiB",
-        expected=f"at least {ceil_div(smallest, 2**20)} MiB",
-        remedy="raise it or ask for smaller shards",
-    )

@@ -6,23 +6,33 @@ from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from typing import Any
 
+import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from denoizarr.engine.ledger import Ledger
 from denoizarr.errors import BadRequest, ConfigError, OutputExists, PatchTooLarge
 from denoizarr.images.output import check_apart
 from denoizarr.inference.predict import unique_names
 from denoizarr.inference.prediction import Prediction, plan_prediction
+from denoizarr.kernels.centre_weights import footprint_of
 from denoizarr.kernels.unet import build_network
 from denoizarr.selection.index_settings import IndexSettings
 from denoizarr.stores import locations
 from denoizarr.stores.images import as_images, reader_of
+from denoizarr.training.centre_weights import CentreWeights
 from denoizarr.training.denoiser import Denoiser
 from denoizarr.training.noise_kernel import NoiseKernel
 from denoizarr.training.normalisation import Normalisation
 from denoizarr.training.options import TrainingOptions
 
-from .blind_spots import check_center_size, check_kernel_file, check_one_pixel, naming
+from .blind_spots import (
+    check_center_size,
+    check_kernel_file,
+    check_one_pixel,
+    fitting_blind_spots,
+    naming,
+)
 from .config import InputSettings, JobConfig, StageSettings
 from .where_to_look import settings_of
 
@@ -92,7 +102,8 @@ def check_job(job: JobConfig) -> CheckedJob:
         check_kernel_file(kernel, stage2, job.stage2.mask_file_path)
     elif stage2 is not None:
         check_center_size(job.extractor.extractor(), images)
-    network = _untrained(stage2 or stage1, _channels(images[0])).to(precision=job.output.precision)
+    footprint = widest_footprint(job, stage2, kernel)
+    network = _untrained(stage2 or stage1, _channels(images[0]), footprint).to(precision=job.output.precision)
     predictions = tuple(
         plan_prediction(
             network,
@@ -262,7 +273,30 @@ def untrained_network(checked: CheckedJob) -> Denoiser:
     return network.to(precision=checked.job.output.precision)
 
 
-def _untrained(options: TrainingOptions | None, channels: int) -> Denoiser:
+def widest_footprint(
+    job: JobConfig, stage2: TrainingOptions | None, kernel: NoiseKernel | None
+) -> NDArray[np.bool_] | None:
+    """Return the most that a voxel's own value may come from: it is part of the halo of the trained model.
+
+    It lies within the kernel of shared noise, which is measured during the job, or given, and as wide as a
+    patch at most. None where no stage measures it.
+    """
+    if stage2 is None or not stage2.use_centre or job.target is not None:
+        return None
+    if kernel is None:
+        extents = [n - 1 + n % 2 for n in stage2.patch_shape]
+        # Its middle and its corners say how far it reaches.
+        reach = np.zeros(extents, np.bool_)
+        for index in ((0,) * len(extents), tuple(n // 2 for n in extents), (-1,) * len(extents)):
+            reach[index] = True
+        return reach
+    found = footprint_of(fitting_blind_spots(kernel, stage2).mask)
+    return found if found.size > 1 else None
+
+
+def _untrained(
+    options: TrainingOptions | None, channels: int, footprint: NDArray[np.bool_] | None = None
+) -> Denoiser:
     """Return a network of the right shape and random weights: what a plan needs of a model."""
     assert options is not None, "a job has a stage"
     shape = options.network_shape
@@ -271,6 +305,9 @@ def _untrained(options: TrainingOptions | None, channels: int) -> Denoiser:
         build_network(shape).state_dict(),
         Normalisation((0.0,) * channels, (1.0,) * channels),
         patch_size=options.patch_shape,
+        # Without weight, so that it costs what it costs and changes nothing.
+        centre=None if footprint is None else (CentreWeights((0.0, 1.0), (0.0, 0.0)),) * channels,
+        footprint=footprint,
     )
 
 

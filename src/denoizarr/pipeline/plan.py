@@ -13,7 +13,7 @@ from denoizarr.engine.simulation import Projection
 from denoizarr.errors import BadData, BadRequest, Unfinished
 from denoizarr.training.options import TrainingOptions
 
-from .checked_job import CheckedJob, check_job, untrained_network
+from .checked_job import CheckedJob, check_job, untrained_network, widest_footprint
 from .config import JobConfig
 from .scaling import measure_blocks, project_workers
 
@@ -38,6 +38,8 @@ class Plan:
         Projected peak memory of a worker process.
     recompute_factor : float
         Voxels computed over voxels kept, largest of the images.
+    read_amplification : float
+        Chunks decoded, halos included, over chunks of the image; likewise.
     seconds : float
         A rough guess from constants of one CPU core, with training, start-up and report; within a factor of
         two.
@@ -57,6 +59,7 @@ class Plan:
     bytes_written: int = 0
     bytes_per_worker: int = 0
     recompute_factor: float = 1.0
+    read_amplification: float = 1.0
     seconds: float = 0.0
     workers: int = 0
     projection: Projection | None = None
@@ -114,10 +117,11 @@ def plan(
         bytes_written=times * sum(p.bytes_written for p in planned),
         bytes_per_worker=max(p.bytes_per_worker for p in planned),
         recompute_factor=max(p.recompute_factor for p in planned),
+        read_amplification=max(p.read_amplification for p in planned),
         seconds=round(_START_UP_SECONDS + inference + training, 1),
         workers=workers or 0,
         projection=_projection(checked, workers, store_bytes_per_second, times) if workers else None,
-        notes=_notes(job),
+        notes=_notes(checked),
     )
 
 
@@ -139,10 +143,18 @@ def _projection(checked: CheckedJob, workers: int, store_bytes_per_second: float
     return Projection(times * whole, **shares)
 
 
-def _notes(job: JobConfig) -> tuple[str, ...]:
-    if job.periodic == "off":
-        return ()
-    return ("where a sample shows periodic lines, every image is read once more, to measure them",)
+def _notes(checked: CheckedJob) -> tuple[str, ...]:
+    notes = [f"{planned.reader.name}: {planned.in_words()}" for planned in checked.predictions]
+    if checked.job.periodic != "off":
+        notes.append("where a sample shows periodic lines, every image is read once more, to measure them")
+    reach = widest_footprint(checked.job, checked.stage2, checked.kernel)
+    if reach is not None:
+        beyond = " x ".join(str(n // 2) for n in reach.shape)
+        notes.append(
+            f"counted with {beyond} voxels of halo beyond the network's, the most that the kernel of shared "
+            "noise may add: most kernels add none"
+        )
+    return tuple(notes)
 
 
 def _cost(options: TrainingOptions | None) -> float:

@@ -106,6 +106,13 @@ def translated(url: str | Path) -> Iterator[None]:
 
 
 def _from_os_error(error: OSError, where: str) -> DenoizarrError:
+    if error.errno == errno.EROFS:
+        return PermissionDenied(
+            "the store refuses access",
+            where=where,
+            got="a read-only disk",
+            remedy="choose another destination",
+        )
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return NoSpace(
             "the disk or quota is full", where=where, remedy="free some space and run the same job again"

@@ -1,0 +1,78 @@
+"""What a worker has in memory while it denoises: the projection that ``plan`` states and that must hold.
+
+::
+
+    process       interpreter, torch, zarr, distributed, the network: BASE_BYTES
+    tile          the layers' outputs of one tile, its halo included
+    blocks        input of the block that is computed, of the next one (read meanwhile)
+                  and, of that one, what its chunks are while they are decoded
+                  result of the block that is computed, and of the last one (written meanwhile):
+                  itself, encoded, and read back to be compared
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from denoizarr.engine.stages import BLOCKS_AHEAD, BLOCKS_BEHIND
+from denoizarr.errors import BadRequest
+
+# Resident memory of a worker that has done one small block: torch, zarr, distributed and what they keep;
+# measured 560 to 650 MiB, rounded up.
+BASE_BYTES = 768 * 2**20
+# zarr reads and decodes so many chunks at a time (its setting async.concurrency).
+_CHUNKS_AT_ONCE = 10
+# Of a result that is written: itself, encoded chunk by chunk and joined to a shard, or read back.
+_RESULT_WRITTEN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryModel:
+    """Bytes per voxel of all that a block needs.
+
+    Attributes
+    ----------
+    tile_bytes : int
+        Of the network, per voxel of a tile with its halo.
+    input_bytes, output_bytes : int
+        Of one voxel as it is read, and as it is written.
+    chunk_voxels : int
+        Of a chunk of the input.
+    """
+
+    tile_bytes: int
+    input_bytes: int
+    output_bytes: int
+    chunk_voxels: int
+
+    def peak_bytes(self, tile_voxels: int, read_voxels: int, block_voxels: int, block_chunks: int) -> int:
+        """Return the projected peak of a worker process.
+
+        Parameters
+        ----------
+        tile_voxels : int
+            Of the largest tile, halo included.
+        read_voxels, block_voxels : int
+            Of the largest block, with and without its halo.
+        block_chunks : int
+            Of the input, that it touches.
+        """
+        block_read = read_voxels * self.input_bytes
+        chunks = min(_CHUNKS_AT_ONCE, block_chunks) * self.chunk_voxels * self.input_bytes
+        # A shard's chunks are fetched at once and decoded some at a time; plain chunks some at a time.
+        reading = block_read + max(block_read, chunks) + chunks
+        result = block_voxels * self.output_bytes
+        around = block_read + BLOCKS_AHEAD * reading + result + BLOCKS_BEHIND * _RESULT_WRITTEN * result
+        return BASE_BYTES + tile_voxels * self.tile_bytes + around
+
+
+def parse_bytes(text: str | int, where: str = "memory_limit") -> int:
+    """Return a number of bytes from 2147483648, "2GiB" or "500 MB"."""
+    if isinstance(text, int):
+        return text
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise BadRequest("not an amount of memory", where=where, got=repr(text), expected='such as "2GiB"')
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))

@@ -25,6 +25,8 @@ from typing import Any
 from denoizarr.errors import ImageNotFound, LedgerMismatch, MetadataError
 from denoizarr.stores import locations, records
 
+from . import failpoints
+
 _NOTHING = object()
 GROUP = 1024  # batches whose records are gathered in one object
 # Records of several kilobytes each (histograms) are those of few batches; a group of them would not be small.
@@ -205,6 +207,7 @@ class Ledger:
             records.create_compact_json(key, {"job": self.job, "records": bodies})
             # Before its members go: what a power cut leaves of it must not be all that is left of them.
             locations.make_durable(key)
+            failpoints.reach("gathered")
         spare = [locations.join(folder, name) for name, size in zip(names, sizes, strict=True) if size]
         with ThreadPoolExecutor(_READERS) as pool:
             list(pool.map(locations.delete, spare))

@@ -16,6 +16,7 @@ from typing import Any
 
 from denoizarr.errors import BlockFailed, Outage, Stopped
 
+from . import failpoints
 from .batches import Record as Record
 from .batches import Step as Step
 from .batches import Task as Task
@@ -99,6 +100,7 @@ def run_step(
     done = bytearray(n_batches)
     if ledger is not None:
         ledger.begin_step(step.name, step.n_blocks, step.blocks_per_batch)
+        failpoints.reach("begun")
         done = ledger.done(step.name, n_batches)
     mine = range(n_batches) if share is None else share.batches(n_batches)
     # Who has a share does not know when a group is full.

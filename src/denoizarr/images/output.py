@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
+from denoizarr.engine import failpoints
 from denoizarr.engine.ledger import Ledger
 from denoizarr.engine.runner import Step
 from denoizarr.errors import BadRequest, CorruptChunk, ImageNotFound, MisalignedGrid, NotOmeZarr, OutputExists
@@ -51,6 +52,7 @@ def begin_output(layout: OutputLayout, identity: dict[str, Any], *, overwrite: b
         _clear(layout.url, beside)
     check_free(layout.url)
     ledger = Ledger.claim(beside, {"output": layout.identity(), **identity})
+    failpoints.reach("claimed")
     group = _group_of(layout)
     with locations.translated(layout.url):
         begun = group.attrs.get(STATE) is not None
@@ -60,8 +62,10 @@ def begin_output(layout: OutputLayout, identity: dict[str, Any], *, overwrite: b
             ledger.forget()
         if not begun or lacking:
             group.update_attributes({**ome_attributes(layout.ome), STATE: "incomplete"})
+            failpoints.reach("named")
         for level in lacking:
             create_array(group, layout, level)
+    failpoints.reach("laid-out")
     return ledger
 
 
@@ -205,17 +209,20 @@ def write_box(array: zarr.Array[Any], box: Box, values: NDArray[Any]) -> dict[st
             # retry. Only then: a twin of this block may just be reading back what it has written.
             for key in keys:
                 sync(array.store.delete(key))
+            failpoints.reach("deleted")
             _write_again(array, box, values)
         checksums = []
         for key in keys:
             data = sync(array.store.get(key, default_buffer_prototype()))
             assert data is not None, f"{key} was read back a moment ago"
             checksums.append(stored_checksum(data.to_bytes()))
+    failpoints.reach("read-back")
     return {"checksum": "".join(checksums)}
 
 
 def _write_and_compare(array: zarr.Array[Any], box: Box, values: NDArray[Any]) -> bool:
     array[box.slices] = values
+    failpoints.reach("written")
     return np.array_equal(np.asarray(array[box.slices]), values, equal_nan=values.dtype.kind == "f")
 
 

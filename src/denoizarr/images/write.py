@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from denoizarr.engine import failpoints
 from denoizarr.engine.driver_lock import only_driver
 from denoizarr.engine.runner import Step, Task, run_step
 from denoizarr.engine.shares import Share
@@ -114,12 +115,15 @@ def write_image(
         return tally.summary(layout.url, seconds=time.monotonic() - started, changes=job.changes)
     ledger = begin_output(layout, identity, overwrite=overwrite)
     with only_driver(ledger.url):
+        failpoints.reach("held")
         if prepare is not None:
             prepare()
+        failpoints.reach("prepared")
         reopen_output(layout, ledger, [step, *pyramid_steps(layout)])
         run_step(step, ledger=ledger, **who, label=job.label, fold=tally.add)
         build_pyramid(layout, ledger, **who, fold=tally.add)
         finish_output(layout)
+        failpoints.reach("marked")
     return tally.summary(layout.url, seconds=time.monotonic() - started, changes=job.changes)
 
 

@@ -22,6 +22,7 @@ from itertools import product
 import numpy as np
 import torch
 
+from denoizarr.engine import failpoints
 from denoizarr.engine.runner import Record
 from denoizarr.errors import NonFiniteData
 from denoizarr.geometry.boxes import Box
@@ -114,6 +115,7 @@ def denoise_box(
     whole = tile_for(valid, shape, denoiser.halo, denoiser.stride).inside(shape)
     read = Box(box.start[:lead] + whole.start, box.stop[:lead] + whole.stop)
     raw = reader.read(read)
+    failpoints.reach("read")
     if raw.dtype.kind == "f" and not np.isfinite(raw).all():
         place = tuple(
             int(a) + int(i) for a, i in zip(read.start, np.argwhere(~np.isfinite(raw))[0], strict=True)
@@ -135,6 +137,7 @@ def denoise_box(
             result = denoiser.run_tile(padded, channel=channel)
             kept = result[tile.valid.relative_to(tile.read.start).slices]
             output[at][tile.valid.relative_to(valid.start).slices] = cast_intensities(kept, dtype)
+    failpoints.reach("computed")
     # Absent chunks have been an error already unless the image was opened to fill them.
     absent = reader.absent_in(box) if getattr(reader.source, "missing", "error") == "fill" else []
     return output, absent

@@ -1,0 +1,92 @@
+"""Named moments of a job at which a test has this process killed, to see that nothing is lost or done twice.
+
+::
+
+    DENOIZARR_FAIL_AT=recorded      SIGKILL, the first time that this process gets there
+    DENOIZARR_FAIL_AT=recorded:3    the third time
+
+The variable is read once, when this module is imported. Without it a point costs a call that does nothing. A
+point can end the process that reaches it and do nothing else; worker processes inherit the variable from the
+process that starts them, and each of them counts for itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+
+from denoizarr.errors import BadRequest
+
+VARIABLE = "DENOIZARR_FAIL_AT"
+# In the order in which a job of images/write.py comes by them. What is done at that moment, and what is not:
+POINTS = {
+    "claimed": "the ledger is this job's; of the output there is nothing",
+    "named": "the output has its attributes, state incomplete, and no array",
+    "laid-out": "the output has all its arrays, and no voxel",
+    "held": "the driver's note lies in the ledger",
+    "prepared": "what workers need beside the spec, such as the model, is stored",
+    "begun": "a step's partition into batches is on record, and no batch of it was handed out",
+    "read": "the voxels of a block and its halo are in memory",
+    "computed": "the block's result is in memory",
+    "pooled": "a block of a coarser level is in memory",
+    "deleted": "what a torn write left of a block is deleted, and nothing is in its place",
+    "written": "the block is stored; it was not read back",
+    "read-back": "the block was read back and is as it was written; it is on no record",
+    "recorded": "the batch is on record; the driver does not know",
+    "gathered": "the records of a group of batches lie in one object, and all of them on their own as well",
+    "level-done": "all batches of a coarser level are on record",
+    "marked": "the output is marked complete; the driver's note still lies there",
+}
+
+
+class _Armed:
+    """The one point at which this process is to die, and how often it has come by."""
+
+    def __init__(self, point: str, times: int) -> None:
+        self._point, self._left = point, times
+        self._lock = threading.Lock()
+
+    def passed(self, point: str) -> None:
+        if point != self._point:
+            return
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def parse(text: str) -> tuple[str, int]:
+    """Return point and number of a text such as "recorded" or "recorded:3".
+
+    Raises
+    ------
+    BadRequest
+        There is no such point.
+    """
+    match = re.fullmatch(r"([a-z-]+)(?::([1-9]\d{0,8}))?", text)
+    if match is None or match[1] not in POINTS:
+        raise BadRequest(
+            "no such failpoint",
+            where=VARIABLE,
+            got=repr(text),
+            expected=f"NAME or NAME:N, one of {', '.join(POINTS)}",
+        )
+    return match[1], int(match[2] or 1)
+
+
+def arm(text: str | None) -> None:
+    """Choose where this process dies, in place of what the variable said; None or empty: nowhere."""
+    global _armed
+    _armed = _Armed(*parse(text)) if text else None
+
+
+def reach(point: str) -> None:
+    """Come by a point: this process may end here."""
+    if _armed is not None:
+        _armed.passed(point)
+
+
+_armed: _Armed | None = None
+arm(os.environ.get(VARIABLE))

@@ -34,14 +34,14 @@ OPTIONS: dict[str, Any] = {"chunks": CHUNKS, "shards": SHARDS, "levels": LEVELS,
 class Case:
     """Where model and image lie, and the hash of what an undisturbed run makes of them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, shape: tuple[int, ...] = SHAPE) -> None:
         torch.manual_seed(0)
-        shape = NetworkShape(features=2, depth=1)
-        weights = build_network(shape).state_dict()
+        network = NetworkShape(features=2, depth=1)
+        weights = build_network(network).state_dict()
         self.model, self.source = str(folder / "model.safetensors"), str(folder / "in.ome.zarr")
         self.undisturbed = folder / "undisturbed.ome.zarr"
-        Denoiser(shape, weights, Normalisation((100.0,), (20.0,))).save(self.model)
-        image = np.random.default_rng(0).normal(100, 20, SHAPE).clip(0, 250).astype(np.uint16)
+        Denoiser(network, weights, Normalisation((100.0,), (20.0,))).save(self.model)
+        image = np.random.default_rng(0).normal(100, 20, shape).clip(0, 250).astype(np.uint16)
         save_image(image, self.source, levels=1, chunks=CHUNKS)
         self.predict(self.undisturbed)
         self.expected = tree_hash(self.undisturbed)

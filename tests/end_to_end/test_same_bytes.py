@@ -58,7 +58,7 @@ def cluster_of(*, processes: bool, **size: int) -> Iterator[Client]:
 def worker_processes(client: Client, deaths: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
     """Yield the program that keeps workers; they end with the block."""
     assert client.scheduler is not None
-    command = [sys.executable, str(WORKERS), client.scheduler.address, *deaths]
+    command = [sys.executable, str(WORKERS), client.scheduler.address, "127.0.0.1", *deaths]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
         try:
             yield program

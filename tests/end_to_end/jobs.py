@@ -8,10 +8,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import yaml
 
+from denoizarr.engine import failpoints
 from denoizarr.images.save import save_image
 
 STAGE = {"features": 4, "num_epochs": 3, "patches_per_epoch": 64, "patch_size": 32}
@@ -52,8 +54,20 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "denoizarr.cli", *arguments]
 
 
-def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, env=environment())
+def run_cli(*arguments: str, fail_at: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a verb to its end; where ``fail_at`` names a failpoint, to there."""
+    # Not a pipe: worker processes that outlive a driver would keep its other end open.
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as error:
+        done = subprocess.run(
+            command(*arguments),
+            stdout=out,
+            stderr=error,
+            check=False,
+            env=environment() | {failpoints.VARIABLE: fail_at},
+        )
+        for file in (out, error):
+            file.seek(0)
+        return subprocess.CompletedProcess(done.args, done.returncode, out.read(), error.read())
 
 
 def environment() -> dict[str, str]:

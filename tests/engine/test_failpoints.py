@@ -41,6 +41,8 @@ def test_the_code_has_every_point_once_and_no_other() -> None:
         ("read:3", "0 1 2", -signal.SIGKILL),
         ("read:4", "0 1 2", 0),
         ("recorded", "0 1 2", 0),
+        ("written:2:KILL", "0 1", -signal.SIGKILL),
+        ("written:2:TERM", "0 1", -signal.SIGTERM),
     ],
 )
 def test_a_process_ends_at_the_passage_asked_for(variable: str, said: str, status: int) -> None:
@@ -50,7 +52,9 @@ def test_a_process_ends_at_the_passage_asked_for(variable: str, said: str, statu
     assert (" ".join(done.stdout.split()), done.returncode) == (said, status), done.stderr
 
 
-@pytest.mark.parametrize("text", ["nowhere", "read:0", "read:-1", "read:", "read:1:1", "read written", ":1"])
+@pytest.mark.parametrize(
+    "text", ["nowhere", "read:0", "read:-1", "read:", "read:1:1", "read written", ":1", "read:1:HUP"]
+)
 def test_a_point_that_is_not_there_is_refused_by_name(text: str) -> None:
     with pytest.raises(BadRequest, match=r"no such failpoint at DENOIZARR_FAIL_AT.*read-back"):
         failpoints.parse(text)

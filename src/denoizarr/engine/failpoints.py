@@ -2,12 +2,13 @@
 
 ::
 
-    DENOIZARR_FAIL_AT=recorded      SIGKILL, the first time that this process gets there
-    DENOIZARR_FAIL_AT=recorded:3    the third time
+    DENOIZARR_FAIL_AT=recorded           SIGKILL, the first time that this process gets there
+    DENOIZARR_FAIL_AT=recorded:3         the third time
+    DENOIZARR_FAIL_AT=recorded:3:TERM    SIGTERM in place of it: an orderly stop at a known moment
 
 The variable is read once, when this module is imported. Without it a point costs a call that does nothing. A
-point can end the process that reaches it and do nothing else; worker processes inherit the variable from the
-process that starts them, and each of them counts for itself.
+point can signal the process that reaches it and do nothing else; worker processes inherit the variable from
+the process that starts them, and each of them counts for itself.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import threading
 from denoizarr.errors import BadRequest
 
 VARIABLE = "DENOIZARR_FAIL_AT"
-# In the order in which a job of images/write.py comes by them. What is done at that moment, and what is not:
+_SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM}
+# In the order in which a job comes by them. What is done at that moment, and what is not:
 POINTS = {
+    "saved": "a checkpoint of a training is stored",
     "claimed": "the ledger is this job's; of the output there is nothing",
     "named": "the output has its attributes, state incomplete, and no array",
     "laid-out": "the output has all its arrays, and no voxel",
@@ -44,8 +47,8 @@ POINTS = {
 class _Armed:
     """The one point at which this process is to die, and how often it has come by."""
 
-    def __init__(self, point: str, times: int) -> None:
-        self._point, self._left = point, times
+    def __init__(self, point: str, times: int, number: signal.Signals) -> None:
+        self._point, self._left, self._signal = point, times, number
         self._lock = threading.Lock()
 
     def passed(self, point: str) -> None:
@@ -54,26 +57,26 @@ class _Armed:
         with self._lock:
             self._left -= 1
             if self._left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self._signal)
 
 
-def parse(text: str) -> tuple[str, int]:
-    """Return point and number of a text such as "recorded" or "recorded:3".
+def parse(text: str) -> tuple[str, int, signal.Signals]:
+    """Return point, number and signal of a text such as "recorded", "recorded:3" or "recorded:3:TERM".
 
     Raises
     ------
     BadRequest
         There is no such point.
     """
-    match = re.fullmatch(r"([a-z-]+)(?::([1-9]\d{0,8}))?", text)
+    match = re.fullmatch(r"([a-z-]+)(?::([1-9]\d{0,8}))?(?::(KILL|TERM))?", text)
     if match is None or match[1] not in POINTS:
         raise BadRequest(
             "no such failpoint",
             where=VARIABLE,
             got=repr(text),
-            expected=f"NAME or NAME:N, one of {', '.join(POINTS)}",
+            expected=f"NAME, NAME:N or NAME:N:TERM, the name one of {', '.join(POINTS)}",
         )
-    return match[1], int(match[2] or 1)
+    return match[1], int(match[2] or 1), _SIGNALS[match[3] or "KILL"]
 
 
 def arm(text: str | None) -> None:

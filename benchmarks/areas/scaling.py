@@ -23,7 +23,13 @@ from typing import Any
 
 from harness import Group, Row, Side
 
-OPTIONS = {"workers": [1, 2, 4, 8, 16], "seconds": 0.3, "batches_per_worker": 12, "calibration_batches": 600}
+OPTIONS = {
+    "workers": [1, 2, 4, 8, 16],
+    "seconds": 0.3,
+    "batches_per_worker": 12,
+    "calibration_batches": 600,
+    "runs": 2,
+}
 # Batches for each worker, standard deviation of a batch's seconds over their mean, seconds at the shared
 # lock, and seconds of the driver besides its own.
 KINDS = {
@@ -47,6 +53,7 @@ def groups(options: dict[str, Any], folder: Path) -> list[Group]:
                 "spread": spread,
                 "at_lock": at_lock,
                 "of_driver": of_driver,
+                "runs": options["runs"],
                 "calibration": options["calibration_batches"],
                 "folder": str(folder / "run"),
             }
@@ -118,7 +125,11 @@ def real_run(settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
             cpu = time.process_time()
             step.run("calibration", [0.0] * settings["calibration"], 0.0, 0.0)
             driver = (time.process_time() - cpu) / settings["calibration"]
-            real = step.run("measured", lengths, settings["at_lock"], settings["of_driver"])
+            # What else goes on makes a run longer, never shorter.
+            real = min(
+                step.run(f"measured-{number}", lengths, settings["at_lock"], settings["of_driver"])
+                for number in range(settings["runs"])
+            )
         told = replace(costs, driver_seconds=driver + settings["of_driver"])
         simulated = project(told, n, workers).seconds
         return {

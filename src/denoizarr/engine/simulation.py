@@ -166,10 +166,11 @@ class _Play:
         self.ended = max(self.ends)
 
     def seconds_per_batch(self) -> float:
-        """Return the time between two ends while all workers are busy: of the middle half."""
+        """Return the time between two ends while all workers are busy: not the first and the last of each."""
         ends = sorted(self.ends)
-        quarter = len(ends) // 4
-        return (ends[3 * quarter] - ends[quarter]) / (2 * quarter)
+        # As long as possible: what is drawn for its batches evens out, and the rest is as many times longer.
+        margin = min(max(_PER_WORKER * self.workers, len(ends) // 20), len(ends) // 4)
+        return (ends[-1 - margin] - ends[margin]) / (len(ends) - 1 - 2 * margin)
 
     def _driver(self, now: float) -> float:
         """Return when the driver, free again, has done one of a batch's two turns."""

@@ -12,6 +12,7 @@ from distributed import Client, LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from denoizarr.engine import crews, simulation
 from denoizarr.engine.cluster import SETTINGS
 from denoizarr.engine.ledger import Ledger
 from denoizarr.engine.runner import Step, run_step
@@ -78,6 +79,10 @@ def test_ten_thousand_workers_are_played_in_seconds():
     projection = project(BatchCosts(60.0, 1e9, 1e9, 1e9, math.inf, 0.002, 0.1), 10**7, 10_000)
     assert time.process_time() - started < 60
     assert projection.efficiency > 0.5
+
+
+def test_it_has_as_many_batches_out_as_the_engine():
+    assert simulation._PER_WORKER == crews._IN_FLIGHT_PER_WORKER
 
 
 def test_no_batches_take_no_time():

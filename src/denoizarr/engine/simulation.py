@@ -22,7 +22,7 @@ from scipy.special import ndtri
 
 # Played out in full up to here; beyond, the pattern repeats, and its rate is enough.
 _MOST_BATCHES_PER_WORKER, _FEWEST_BATCHES, _MOST_BATCHES = 60, 2_000, 600_000
-_PER_WORKER = 2  # as runner._IN_FLIGHT_PER_WORKER
+_PER_WORKER = 2  # as the crew of workers has it
 
 # What happens to a batch on its worker.
 _ARRIVES, _COMPUTED, _ENDS = range(3)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import yaml
 
+from denoizarr.engine import failpoints
 from denoizarr.images.save import save_image
 
 STAGE = {"features": 4, "num_epochs": 3, "patches_per_epoch": 64, "patch_size": 32}
@@ -51,18 +54,35 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "denoizarr.cli", *arguments]
 
 
-def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, env=environment())
+def run_cli(*arguments: str, fail_at: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a verb to its end; where ``fail_at`` names a failpoint, to there."""
+    # Not a pipe: worker processes that outlive a driver would keep its other end open.
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as error:
+        done = subprocess.run(
+            command(*arguments),
+            stdout=out,
+            stderr=error,
+            check=False,
+            env=environment() | {failpoints.VARIABLE: fail_at},
+        )
+        for file in (out, error):
+            file.seek(0)
+        return subprocess.CompletedProcess(done.args, done.returncode, out.read(), error.read())
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONWARNINGS": "default"}
 
 
+# What a local object store, killed while it puts an object, leaves beside it and never takes for an object.
+_STAGED = re.compile(r"#\d+$")
+
+
 def tree_hash(folder: Path) -> str:
-    """Return one digest of every file's name and bytes."""
+    """Return one digest of every object's name and bytes, in the order of their names."""
     digest = hashlib.blake2b()
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+        if path.is_file() and not _STAGED.search(path.name):
+            for part in (str(path.relative_to(folder)).encode(), path.read_bytes()):
+                digest.update(len(part).to_bytes(8, "big") + part)
     return digest.hexdigest()

@@ -85,6 +85,12 @@ def wait_a_little(spec: Any, block: int) -> dict[str, Any]:
     return {"block": block}
 
 
+def sleep_for(spec: list[float], block: int) -> dict[str, Any]:
+    """Do nothing for as long as the spec says for this block, in seconds."""
+    threading.Event().wait(spec[block])
+    return {"block": block}
+
+
 def kill_always(spec: Any, block: int) -> dict[str, Any]:
     """Kill every worker that begins block 3."""
     if block == 3:

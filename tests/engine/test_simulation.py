@@ -2,13 +2,21 @@
 
 import math
 import time
+from dataclasses import replace
 
+import block_tasks
+import dask
 import numpy as np
 import pytest
+from distributed import Client, LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from denoizarr.engine.simulation import BatchCosts, project
+from denoizarr.engine import crews, simulation
+from denoizarr.engine.cluster import SETTINGS
+from denoizarr.engine.ledger import Ledger
+from denoizarr.engine.runner import Step, run_step
+from denoizarr.engine.simulation import BatchCosts, lengths_of, project
 
 SECONDS = st.floats(0.01, 100)
 
@@ -73,6 +81,10 @@ def test_ten_thousand_workers_are_played_in_seconds():
     assert projection.efficiency > 0.5
 
 
+def test_it_has_as_many_batches_out_as_the_engine():
+    assert simulation._PER_WORKER == crews._IN_FLIGHT_PER_WORKER
+
+
 def test_no_batches_take_no_time():
     assert project(BatchCosts(1.0), 0, 5).seconds == 0
 
@@ -81,3 +93,50 @@ def test_the_mean_length_is_the_one_asked_for():
     projection = project(BatchCosts(1.0, spread=0.5), 2000, 1)
     assert projection.seconds == pytest.approx(2000, rel=0.05)
     assert np.isfinite(projection.seconds)
+
+
+@given(st.floats(0.01, 1), st.integers(1, 400), st.floats(0, 1), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_lengths_add_up_and_only_their_order_is_drawn(seconds, n_batches, spread, seed):
+    costs = BatchCosts(seconds, spread=spread)
+    lengths = lengths_of(costs, n_batches, seed)
+    assert sum(lengths) == pytest.approx(seconds * n_batches)
+    assert min(lengths) > 0
+    assert sorted(lengths) == pytest.approx(sorted(lengths_of(costs, n_batches, seed + 1)))
+
+
+def real_seconds(client, folder, costs, n_batches):
+    """Let real workers sleep through a step."""
+    ledger = Ledger.claim(str(folder), {})
+    step = Step("s", block_tasks.sleep_for, lengths_of(costs, n_batches, 0), n_batches, 1)
+    began = time.perf_counter()
+    run_step(step, ledger=ledger, client=client, progress=False, fold=lambda _: None)
+    return time.perf_counter() - began
+
+
+@pytest.mark.parametrize(("workers", "n_batches", "spread"), [(1, 4, 0.0), (4, 16, 0.0), (16, 48, 0.3)])
+def test_real_workers_take_as_long_as_it_says(workers, n_batches, spread, tmp_path):
+    """Within 15 %; benchmarks/run.py scaling has more of them, and in processes of their own."""
+    costs = BatchCosts(0.4, driver_seconds=0.003, spread=spread)
+    size = {"n_workers": workers, "threads_per_worker": 1, "processes": False, "protocol": "tcp://"}
+    with (
+        dask.config.set(SETTINGS),
+        LocalCluster(host="127.0.0.1", dashboard_address="127.0.0.1:0", memory_limit=0, **size) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.wait_for_workers(workers, timeout=60)
+        real_seconds(client, tmp_path / "warm", replace(costs, compute_seconds=0.001), workers)
+        # A busy machine takes longer, never shorter: the quickest of a few counts.
+        quickest = math.inf
+        for number in range(5):
+            quickest = min(quickest, real_seconds(client, tmp_path / f"{number}", costs, n_batches))
+            if quickest < 1.1 * project(costs, n_batches, workers).seconds:
+                break
+    simulated = project(costs, n_batches, workers).seconds
+    assert simulated == pytest.approx(quickest, rel=0.15)
+    # The controls: neither a worker more or less nor batches of other lengths would have passed.
+    for others in (
+        project(costs, n_batches, 2 * workers),
+        project(replace(costs, compute_seconds=0.3), n_batches, workers),
+    ):
+        assert others.seconds != pytest.approx(quickest, rel=0.15)

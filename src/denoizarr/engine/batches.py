@@ -12,6 +12,7 @@ from typing import Any
 
 from denoizarr.geometry.grids import batch_of, ceil_div
 
+from . import failpoints
 from .ledger import Ledger
 from .retries import RetryPolicy, retried
 from .stages import Stages, overlapped
@@ -103,6 +104,7 @@ def run_batch(step: Step, ledger: Ledger | None, batch: int, retries: RetryPolic
     }
     if ledger is not None:
         persist(lambda: ledger.put(step.name, batch, record), f"record {batch}")
+        failpoints.reach("recorded")
         # The driver reads the record where it is stored: what crosses the scheduler stays small.
         return {"batch": batch}
     return record

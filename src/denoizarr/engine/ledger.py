@@ -25,6 +25,8 @@ from typing import Any
 from denoizarr.errors import ImageNotFound, LedgerMismatch, MetadataError
 from denoizarr.stores import locations, records
 
+from . import failpoints
+
 _NOTHING = object()
 GROUP = 1024  # batches whose records are gathered in one object
 # Records of several kilobytes each (histograms) are those of few batches; a group of them would not be small.
@@ -259,6 +261,7 @@ class Ledger:
                 return False
             bodies = [{k: v for k, v in (record or {}).items() if k != "job"} for record in found]
             self._put_group(step, group, {"job": self.job, "records": bodies})
+            failpoints.reach("gathered")
         spare = [locations.join(folder, name) for name, size in zip(names, sizes, strict=True) if size]
         with ThreadPoolExecutor(_READERS) as pool:
             list(pool.map(locations.delete, spare))

@@ -17,6 +17,7 @@ from typing import Any
 
 from denoizarr.errors import BlockFailed, Outage, Stopped
 
+from . import failpoints
 from .batches import Record as Record
 from .batches import Step as Step
 from .batches import Task as Task
@@ -99,6 +100,7 @@ def run_step(
     if ledger is not None:
         size = ledger.begin_step(step.name, step.n_blocks, step.blocks_per_batch)
         step = replace(step, blocks_per_batch=size)
+        failpoints.reach("begun")
     name, n_batches = label or step.name, step.n_batches
     done = bytearray(n_batches) if ledger is None else ledger.done(step.name, n_batches)
     mine = range(n_batches) if share is None else share.batches(n_batches)

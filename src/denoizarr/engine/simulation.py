@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from math import inf, log, sqrt
 
 import numpy as np
+from scipy.special import ndtri
 
 # Played out in full up to here; beyond, the pattern repeats, and its rate is enough.
 _MOST_BATCHES_PER_WORKER, _FEWEST_BATCHES, _MOST_BATCHES = 60, 2_000, 600_000
-_PER_WORKER = 2  # as runner._IN_FLIGHT_PER_WORKER
+_PER_WORKER = 2  # as the crew of workers has it
 
 # What happens to a batch on its worker.
 _ARRIVES, _COMPUTED, _ENDS = range(3)
@@ -109,15 +110,25 @@ def project(costs: BatchCosts, n_batches: int, workers: int, *, seed: int = 0) -
     )
 
 
+def lengths_of(costs: BatchCosts, n_batches: int, seed: int) -> list[float]:
+    """Draw how long each batch computes, in seconds.
+
+    From a logarithmic normal distribution of the mean and spread asked for: durations are positive, and some
+    are long. They lie evenly over it, in random order, so that even those of a few batches add up.
+    """
+    width = sqrt(log(1 + costs.spread**2))
+    relative = np.exp(width * ndtri((np.arange(n_batches) + 0.5) / n_batches))
+    order = np.random.default_rng(seed).permutation(n_batches)
+    lengths: list[float] = (costs.compute_seconds * (relative / relative.mean())[order]).tolist()
+    return lengths
+
+
 class _Play:
     """One run of the events; times in seconds since the first batch was sent."""
 
     def __init__(self, costs: BatchCosts, n_batches: int, workers: int, seed: int) -> None:
         self.costs, self.n_batches, self.workers = costs, n_batches, workers
-        # A logarithmic normal distribution of mean 1: durations are positive, and some are long.
-        width = sqrt(log(1 + costs.spread**2))
-        draws = np.random.default_rng(seed).normal(-(width**2) / 2, width, n_batches)
-        self.lengths: list[float] = (costs.compute_seconds * np.exp(draws)).tolist()
+        self.lengths = lengths_of(costs, n_batches, seed)
         self.driver_free = self.store_free = self.driver_busy = self.store_busy = self.ended = 0.0
         self.ends: list[float] = []
 
@@ -155,10 +166,11 @@ class _Play:
         self.ended = max(self.ends)
 
     def seconds_per_batch(self) -> float:
-        """Return the time between two ends while all workers are busy: of the middle half."""
+        """Return the time between two ends while all workers are busy: not the first and the last of each."""
         ends = sorted(self.ends)
-        quarter = len(ends) // 4
-        return (ends[3 * quarter] - ends[quarter]) / (2 * quarter)
+        # As long as possible: what is drawn for its batches evens out, and the rest is as many times longer.
+        margin = min(max(_PER_WORKER * self.workers, len(ends) // 20), len(ends) // 4)
+        return (ends[-1 - margin] - ends[margin]) / (len(ends) - 1 - 2 * margin)
 
     def _driver(self, now: float) -> float:
         """Return when the driver, free again, has done one of a batch's two turns."""

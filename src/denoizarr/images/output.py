@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
 
+from denoizarr.engine import failpoints
 from denoizarr.engine.driver_lock import NOTE
 from denoizarr.engine.ledger import Ledger
 from denoizarr.engine.runner import Step, is_done
@@ -60,6 +61,7 @@ def begin_output(layout: OutputLayout, identity: dict[str, Any], *, overwrite: b
     if overwrite:
         _clear(layout.url, beside)
     ledger = Ledger.claim(beside, {"output": layout.identity(), **identity})
+    failpoints.reach("claimed")
     torn = _delete_torn_metadata(layout)
     group = _group_of(layout)
     with locations.translated(layout.url):
@@ -70,8 +72,10 @@ def begin_output(layout: OutputLayout, identity: dict[str, Any], *, overwrite: b
             ledger.forget()
         if not begun or lacking:
             group.update_attributes({**ome_attributes(layout.ome), STATE: "incomplete"})
+            failpoints.reach("named")
         for level in lacking:
             create_array(group, layout, level)
+    failpoints.reach("laid-out")
     return ledger
 
 
@@ -260,6 +264,7 @@ def _write_and_read(
     array_over(array.with_config({"write_empty_chunks": True}), objects)[box.slices] = values
     for key in keys:
         sync(array.store.set(key, objects.pop(key)))
+    failpoints.reach("written")
     found = [sync(array.store.get(key, default_buffer_prototype())) for key in keys]
     stored = [data for data in found if data is not None]
     where = f"{array.path} {box.slices}"
@@ -271,6 +276,7 @@ def _write_and_read(
         raise CorruptChunk("what was written cannot be read back", where=where, got=str(error)) from error
     if not np.array_equal(back, values, equal_nan=values.dtype.kind == "f"):
         raise CorruptChunk("what was read back is not what was written", where=where)
+    failpoints.reach("read-back")
     return stored
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from denoizarr.engine import failpoints
 from denoizarr.engine.ledger import Ledger
 from denoizarr.engine.runner import Record, Step, run_step
 from denoizarr.geometry.boxes import Box
@@ -42,7 +43,9 @@ def write_level_block(spec: PyramidSpec, block: int) -> Record:
     # Not the cached reader: what it knows of the level's shards is from before they were written.
     where = ImageSource(spec.layout.url, below.path, spec.layout.dims)
     values = reader_of_array(open_array(where.url, where.path), where).read(source)
-    return write_box(open_level(spec.layout, level), box, mean_pool(values, level.factors))
+    pooled = mean_pool(values, level.factors)
+    failpoints.reach("pooled")
+    return write_box(open_level(spec.layout, level), box, pooled)
 
 
 def pyramid_steps(layout: OutputLayout) -> list[Step]:
@@ -72,6 +75,7 @@ def build_pyramid(
         run_step(
             step, ledger=ledger, client=client, threads=threads, progress=progress, label=label, fold=fold
         )
+        failpoints.reach("level-done")
 
 
 def blocks_per_batch(block_voxels: int, batch_voxels: int = BATCH_VOXELS) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from denoizarr.engine import failpoints
 from denoizarr.engine.driver_lock import only_driver
 from denoizarr.engine.runner import Step, Task, run_step
 from denoizarr.engine.shares import Share
@@ -118,13 +119,16 @@ def write_image(
     check_free(layout.url, overwrite=overwrite)
     # Before anything is deleted or claimed: it may be another driver's, in the middle of its work.
     with only_driver(ledger_url(layout.url)):
+        failpoints.reach("held")
         ledger = begin_output(layout, identity, overwrite=overwrite)
         if prepare is not None:
             prepare()
+        failpoints.reach("prepared")
         reopen_output(layout, ledger, [step, *pyramid_steps(layout)])
         run_step(step, ledger=ledger, **who, label=job.label, fold=tally.add)
         build_pyramid(layout, ledger, **who, fold=tally.add)
         finish_output(layout)
+        failpoints.reach("marked")
     return tally.summary(layout.url, seconds=time.monotonic() - started, changes=job.changes)
 
 

@@ -27,6 +27,7 @@ from itertools import product
 import numpy as np
 import torch
 
+from denoizarr.engine import failpoints
 from denoizarr.engine.runner import Record
 from denoizarr.engine.stages import Stages
 from denoizarr.errors import MemoryLimitTooSmall, NonFiniteData
@@ -142,6 +143,7 @@ def compute_block(spec: PredictionSpec, block: int, raw: RawBlock) -> DenoisedBl
         values, tile_shape = compute_box(
             denoiser, raw, spec.tile_shape, dtype, f"block {block}", spec.threads
         )
+    failpoints.reach("computed")
     facts: Record = {"missing_chunks": raw.absent} if raw.absent else {}
     if tile_shape != spec.tile_shape:
         facts["tile_shape"] = list(tile_shape)
@@ -206,6 +208,7 @@ def read_box(denoiser: Denoiser, reader: ImageReader, box: Box) -> RawBlock:
     whole = tile_for(valid, shape, denoiser.halo, denoiser.stride).inside(shape)
     read = Box(box.start[:lead] + whole.start, box.stop[:lead] + whole.stop)
     voxels = reader.read(read)
+    failpoints.reach("read")
     if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
         place = tuple(
             int(a) + int(i) for a, i in zip(read.start, np.argwhere(~np.isfinite(voxels))[0], strict=True)

@@ -21,8 +21,9 @@ from denoizarr.report.words import duration
 from denoizarr.stores import locations
 from denoizarr.training.denoiser import Denoiser
 
-# Client and scheduler, per batch sent and noted.
-_DRIVER_SECONDS = 0.005
+# Of client and scheduler, for each batch that is sent and noted and for each of its blocks, as measured:
+# ``benchmarks/run.py scaling`` and ``engine``.
+_SECONDS_OF_A_BATCH, _SECONDS_OF_A_BLOCK = 0.0025, 3e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def project_workers(
         cost.bytes_read * per_batch,
         cost.bytes_written * per_batch,
         store_bytes_per_second=store_bytes_per_second,
-        driver_seconds=_DRIVER_SECONDS,
+        driver_seconds=_SECONDS_OF_A_BATCH + _SECONDS_OF_A_BLOCK * per_batch,
         # The lengths of a batch's blocks even out.
         spread=cost.spread / per_batch**0.5,
     )

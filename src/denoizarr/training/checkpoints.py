@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from denoizarr.engine import failpoints
 from denoizarr.errors import LedgerMismatch, ModelError
 from denoizarr.stores import locations
 from denoizarr.stores.records import canonical, digest
@@ -75,6 +76,7 @@ class Checkpoints:
         for name in set(names) - set(earlier[:_KEPT]):
             locations.delete(locations.join(self.url, name))
         self._saved = time.monotonic()
+        failpoints.reach("saved")
 
     def latest(self) -> tuple[dict[str, Any], Weights] | None:
         """Return header and tensors of the last good checkpoint, or None where there is none.

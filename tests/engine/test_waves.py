@@ -219,10 +219,12 @@ def test_a_batch_that_kills_its_workers_fails_by_name_and_the_rest_goes_on(tmp_p
 
     step = Step("s", kill_always, None, 6, 1)
     ledger = Ledger.claim(str(tmp_path / "l"), {})
+    # Its neighbours in the queue of a worker that dies are suspected as well, and tried as often.
+    patience = DeadlinePolicy(tries=4)
     with open_client(ClusterSettings(workers=2, memory_limit_bytes=2**30)) as client:
         client.run_on_scheduler(_fail_early)
-        with pytest.raises(BlockFailed, match=r"whose workers died at s, batch 3: got 2 tries"):
-            run_step(step, ledger=ledger, client=client, progress=False, deadlines=DeadlinePolicy(tries=2))
+        with pytest.raises(BlockFailed, match=r"whose workers died at s, batch 3: got 4 tries"):
+            run_step(step, ledger=ledger, client=client, progress=False, deadlines=patience)
     assert dask.config.get("distributed.scheduler.allowed-failures") == before
     assert [b for b in range(6) if ledger.get("s", b) is None] == [3]
 

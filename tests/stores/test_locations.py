@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -238,3 +239,17 @@ def test_two_may_delete_the_same_object(tmp_path: Path, monkeypatch: pytest.Monk
     locations.delete(tmp_path / "a")
     locations.delete(tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_a_file_system_that_cannot_be_asked_for_safety_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locations.put(tmp_path / "a", b"")
+    for number, fails in ((errno.EINVAL, False), (errno.EIO, True)):
+
+        def fsync(_: int, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        with pytest.raises(StoreUnavailable) if fails else nullcontext():
+            locations.make_durable(tmp_path / "a")

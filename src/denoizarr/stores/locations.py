@@ -40,6 +40,8 @@ _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/+")
 # What file systems without hard links say: exFAT, many network shares, buckets that are mounted.
 _NO_LINK = re.compile(r"Unable to rename file: .*\(os error (\d+)\)")
 _NO_LINKS_HERE = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS})
+# What network shares and mounted buckets say to being asked for a folder's safety.
+_NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})
 _NAMES_AT_ONCE, _CALLS_AT_ONCE = 256, 16
 
 
@@ -292,13 +294,16 @@ def _size(path: str) -> int:
 
 
 def make_durable(url: str | Path) -> None:
-    """Wait until the object is safe from a power cut."""
+    """Wait until the object is safe from a power cut, where the file system has a way to say so."""
     path = local_path(url)
     with translated(url):
         for part in (path, path.parent):
             descriptor = os.open(part, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
+            except OSError as error:
+                if error.errno not in _NO_SYNC:
+                    raise
             finally:
                 os.close(descriptor)
 

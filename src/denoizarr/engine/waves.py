@@ -79,11 +79,6 @@ class Waves:
         self._late: list[Any] = []
         self._looked = clock()
 
-    @property
-    def in_flight(self) -> int:
-        """Number of batches that are out."""
-        return len(self._running)
-
     def run(
         self, todo: Iterable[int], may_go_on: Callable[[], bool]
     ) -> Generator[tuple[int, Record | BaseException], None, None]:

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -102,3 +103,25 @@ def test_nothing_is_left_where_nothing_was_begun(tmp_path):
     with only_driver(str(tmp_path / "l")):
         pass
     assert not (tmp_path / "l").exists()
+
+
+def test_another_thread_of_the_same_process_is_another_driver(tmp_path):
+    said = []
+
+    def other():
+        try:
+            with only_driver(str(tmp_path / "l")):
+                said.append("in")
+        except OutputLocked as error:
+            said.append(str(error))
+
+    for _ in range(2):
+        with only_driver(str(tmp_path / "l")):
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+            with only_driver(str(tmp_path / "l")):
+                pass
+            assert (tmp_path / "l" / "driver.json").exists(), "the outer one still holds it"
+        other()
+    assert [text if text == "in" else "another thread" in text for text in said] == [True, "in", True, "in"]

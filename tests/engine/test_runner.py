@@ -26,10 +26,12 @@ from denoizarr.errors import (
     BlockFailed,
     ClusterLost,
     CorruptChunk,
+    ImageNotFound,
     MissingChunk,
     StoreUnavailable,
 )
 from denoizarr.images.save import save_image
+from denoizarr.stores import locations
 from denoizarr.stores.images import as_image, open_image
 
 IDENTITY = {"kind": "test"}
@@ -233,3 +235,36 @@ def test_a_cluster_of_another_version_is_refused(client: Any, monkeypatch: pytes
     monkeypatch.setattr("denoizarr.engine.crews.version", lambda _: "0.0.0-other")
     with pytest.raises(ClusterLost, match="another version"):
         run_step(Step("s", square, "", 50, 1), client=client, progress=False)
+
+
+def test_records_that_a_network_disk_does_not_show_yet_are_waited_for(
+    tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver has asked for them when they were not there, and its machine remembers that for a minute."""
+    ledger = Ledger.claim(str(tmp_path / "l"), IDENTITY)
+    get, asked = locations.get, []
+
+    def stale(url: str) -> bytes:
+        if url.endswith("00000002.json"):
+            asked.append(url)
+            if len(asked) < 4:
+                raise ImageNotFound("nothing lies here", where=url)
+        return get(url)
+
+    monkeypatch.setattr(locations, "get", stale)
+    monkeypatch.setattr("denoizarr.engine.runner._LOOK_SECONDS", 0.01)
+    step = Step("s", square, "", 5, 1)
+    assert [r["batch"] for r in run_step(step, ledger=ledger, client=client, progress=False)] == list(
+        range(5)
+    )
+    assert len(asked) == 4
+    monkeypatch.setattr("denoizarr.engine.runner._UNSEEN_SECONDS", 0.05)
+    other = Ledger.claim(str(tmp_path / "other"), IDENTITY)
+    monkeypatch.setattr(locations, "get", lambda url: _not_there(url) if "00000002" in url else get(url))
+    with pytest.raises(BlockFailed, match="lost or is damaged at s, batch 2"):
+        run_step(step, ledger=other, client=client, progress=False)
+    assert (tmp_path / "other" / "s" / "00000002.json").exists(), "a good record that was not seen stays"
+
+
+def _not_there(url: str) -> bytes:
+    raise ImageNotFound("nothing lies here", where=url)

@@ -62,12 +62,15 @@ class _Crew:
         self.clock, self.frozen, self.always = clock, frozen, always
         self.out: dict[str, tuple[str, _Handle]] = {}
         self.asked: list[tuple[int, frozenset[str]]] = []
-        self.share = 1.0
+        self.share, self.deserted = 1.0, 0.0
         self.closed_with: list[Any] | None = None
         self.unassigned: set[str] = set()
 
     def room(self) -> int:
         return 3
+
+    def deserted_seconds(self) -> float:
+        return self.deserted
 
     def submit(self, work: Any, batch: int, avoid: Collection[str] = ()) -> _Handle:
         assert callable(work)
@@ -216,10 +219,12 @@ def test_a_batch_that_kills_its_workers_fails_by_name_and_the_rest_goes_on(tmp_p
 
     step = Step("s", kill_always, None, 6, 1)
     ledger = Ledger.claim(str(tmp_path / "l"), {})
+    # Its neighbours in the queue of a worker that dies are suspected as well, and tried as often.
+    patience = DeadlinePolicy(tries=4)
     with open_client(ClusterSettings(workers=2, memory_limit_bytes=2**30)) as client:
         client.run_on_scheduler(_fail_early)
-        with pytest.raises(BlockFailed, match=r"whose workers died at s, batch 3: got 2 tries"):
-            run_step(step, ledger=ledger, client=client, progress=False, deadlines=DeadlinePolicy(tries=2))
+        with pytest.raises(BlockFailed, match=r"whose workers died at s, batch 3: got 4 tries"):
+            run_step(step, ledger=ledger, client=client, progress=False, deadlines=patience)
     assert dask.config.get("distributed.scheduler.allowed-failures") == before
     assert [b for b in range(6) if ledger.get("s", b) is None] == [3]
 
@@ -237,6 +242,21 @@ def test_a_cluster_that_goes_away_is_an_error_with_a_name(tmp_path: Path) -> Non
             run_step(step, ledger=ledger, client=client, progress=False)
         end.join()
         client.close(timeout=1)
+
+
+def test_a_drain_does_not_wait_for_workers_that_are_all_gone() -> None:
+    """A scheduler that takes a whole allocation back gives a driver less time than a lost cluster has."""
+    clock = [0.0]
+    crew = _Crew(clock, frozen={1, 2})
+    crew.unassigned |= {"1-2", "2-3"}
+    waves = Waves(crew, dict, "s", Deadlines(POLICY), clock=lambda: clock[0], look_seconds=0.001)  # type: ignore[arg-type]
+    ended: list[int] = []
+    for batch, _ in waves.run(range(9), lambda: not ended):
+        ended.append(batch)
+        crew.deserted = 31.0
+    assert ended == [0]
+    assert crew.closed_with is not None
+    assert len(crew.closed_with) == 2, "they are taken back, and done when the job goes on"
 
 
 def _fail_early(dask_scheduler: Any) -> None:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import obstore
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from denoizarr.errors import DenoizarrError, ImageNotFound, NotOmeZarr, PermissionDenied, UnsupportedStore
+from denoizarr.errors import (
+    DenoizarrError,
+    ImageNotFound,
+    NoSpace,
+    NotOmeZarr,
+    PermissionDenied,
+    StoreUnavailable,
+    UnsupportedStore,
+)
 from denoizarr.stores import locations
 
 ODD_NAMES = ["a b", "ü-µ", "a#b", "a%b", "a%20b", "a?b", "[z]", "a*b", "a:b", "~t", "a&b=c"]
@@ -175,3 +186,70 @@ def test_other_schemes_are_refused_by_name() -> None:
         locations.local_path("s3://bucket/a")
     assert locations.local_path("file:///data/a%20b") == Path("/data/a b")
     assert locations.local_path(Path("file:///data/a")) == Path("/data/a")
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_records_are_created_once_on_disks_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As an exFAT disk and many a network share are."""
+
+    def put(*_: object, mode: str = "overwrite") -> None:
+        assert mode == "create"
+        text = f"Generic LocalFileSystem error: Unable to rename file: what it says (os error {number})"
+        raise obstore.exceptions.GenericError(text)
+
+    monkeypatch.setattr(obstore, "put", put)
+    assert locations.create(tmp_path / "a" / "b", b"first")
+    assert not locations.create(tmp_path / "a" / "b", b"second")
+    assert locations.get(tmp_path / "a" / "b") == b"first"
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("Unable to rename file: Input/output error (os error 5)", StoreUnavailable),
+        ("Unable to create file: No space left on device (os error 28)", NoSpace),
+        ("Unable to rename file: Disk quota exceeded (os error 122)", NoSpace),
+        ("429 Too Many Requests: quota exceeded for requests per minute", StoreUnavailable),
+        ("Unable to create file: Read-only file system (os error 30)", PermissionDenied),
+    ],
+)
+def test_what_a_store_says_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str, kind: type[Exception]
+) -> None:
+    def put(*_: object, **__: object) -> None:
+        raise obstore.exceptions.GenericError(message)
+
+    monkeypatch.setattr(obstore, "put", put)
+    with pytest.raises(kind):
+        locations.create(tmp_path / "a", b"")
+    with pytest.raises(kind):
+        locations.put(tmp_path / "a", b"")
+
+
+def test_a_disk_that_is_mounted_read_only_is_refused_access() -> None:
+    with pytest.raises(PermissionDenied, match="read-only"), locations.translated("a"):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+
+def test_two_may_delete_the_same_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locations.put(tmp_path / "a", b"")
+    monkeypatch.setattr(locations, "exists", lambda _: True)  # it was, a moment ago
+    locations.delete(tmp_path / "a")
+    locations.delete(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_file_system_that_cannot_be_asked_for_safety_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locations.put(tmp_path / "a", b"")
+    for number, fails in ((errno.EINVAL, False), (errno.EIO, True)):
+
+        def fsync(_: int, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        with pytest.raises(StoreUnavailable) if fails else nullcontext():
+            locations.make_durable(tmp_path / "a")

@@ -56,6 +56,10 @@ class Threads:
         """Return how many batches to hand out at a time."""
         return self._count
 
+    def deserted_seconds(self) -> float:
+        """Return 0: they are here."""
+        return 0.0
+
     def submit(self, work: Work, batch: int, avoid: Collection[str] = ()) -> Future[Record] | None:
         """Hand a batch out; None where there is nobody but those to avoid."""
         if avoid:
@@ -214,6 +218,10 @@ class Workers:
             for address, keys in processing.items()
             for key in keys
         }
+
+    def deserted_seconds(self) -> float:
+        """Return for how long there have been no workers, as far as ``room`` has seen."""
+        return 0.0 if self._deserted_since is None else time.monotonic() - self._deserted_since
 
     def replace_one(self) -> None:
         """Nothing: the scheduler takes a worker that says nothing for one that is gone, after a while."""

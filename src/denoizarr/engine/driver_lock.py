@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from denoizarr.stores import locations, records
 
 _LOG = logging.getLogger(__name__)
 NOTE = "driver.json"
+# What this process holds: by which thread, and how often.
+_HELD: dict[str, tuple[int, int]] = {}
+_LOCK = threading.Lock()
 
 
 @contextmanager
@@ -32,20 +36,51 @@ def only_driver(ledger_url: str) -> Iterator[None]:
         A living process of this machine holds it.
     """
     key = locations.join(ledger_url, NOTE)
-    me = {"host": socket.gethostname(), "process": os.getpid(), "life": _life_of(os.getpid())}
-    was_there = locations.exists(ledger_url)
-    if not records.create_json(key, me):
-        _refuse_if_alive(key, me)
-        records.write_json(key, me)
+    with _in_one_thread(key) as is_held_already:
+        if is_held_already:
+            yield
+            return
+        me = {"host": socket.gethostname(), "process": os.getpid(), "life": _life_of(os.getpid())}
+        was_there = locations.exists(ledger_url)
+        if not records.create_json(key, me):
+            _refuse_if_alive(key, me)
+            records.write_json(key, me)
+        try:
+            yield
+        finally:
+            # What happened inside is what the caller must hear of, not that the store is away now as well.
+            with contextlib.suppress(Outage, OSError):
+                if _note(key) == me:
+                    locations.delete(key)
+                if not was_there:  # and nothing was begun after all
+                    locations.delete_if_empty(ledger_url)
+
+
+@contextmanager
+def _in_one_thread(key: str) -> Iterator[bool]:
+    """Refuse what another thread of this process holds, and tell whether this one does: the note cannot."""
+    me = threading.get_ident()
+    with _LOCK:
+        thread, depth = _HELD.get(key, (me, 0))
+        if thread != me:
+            raise _locked(key, "another thread of this process")
+        _HELD[key] = me, depth + 1
     try:
-        yield
+        yield depth > 0
     finally:
-        # What happened inside is what the caller must hear of, not that the store is away now as well.
-        with contextlib.suppress(Outage, OSError):
-            if _note(key) == me:
-                locations.delete(key)
-            if not was_there:  # and nothing was begun after all
-                locations.delete_if_empty(ledger_url)
+        with _LOCK:
+            del _HELD[key]
+            if depth:
+                _HELD[key] = me, depth
+
+
+def _locked(key: str, by: str) -> OutputLocked:
+    return OutputLocked(
+        "another driver is writing this output",
+        where=key,
+        got=by,
+        remedy="wait for it; if it is not denoizarr, delete this file and run again",
+    )
 
 
 def driver_of(ledger_url: str) -> dict[str, Any]:
@@ -83,12 +118,7 @@ def _refuse_if_alive(key: str, me: dict[str, Any]) -> None:
         return
     if holder == me or not holder_lives(holder):
         return
-    raise OutputLocked(
-        "another driver is writing this output",
-        where=key,
-        got=f"process {holder['process']}",
-        remedy="wait for it; if it is not denoizarr, delete this file and run again",
-    )
+    raise _locked(key, f"process {holder['process']}")
 
 
 _ENDED = "ended"

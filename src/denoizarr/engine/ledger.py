@@ -298,8 +298,14 @@ class Ledger:
         """
         for name in (record_name(batch), group_name(batch // GROUP)):
             key = locations.join(self.url, step, name)
-            found = self._read(key)
-            if found is None or (name != record_name(batch) and _members(found) is None):
+            try:
+                found = records.read_json(key)
+            except ImageNotFound:
+                continue
+            except MetadataError:
+                found = {}
+            is_whole = name == record_name(batch) or _members(found) is not None
+            if "job" not in found or not is_whole:
                 locations.delete(key)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -34,6 +35,8 @@ from .stop_signals import StopSignals
 from .waves import Waves
 
 _LOG = logging.getLogger(__name__)
+# A network disk may go on saying for a minute that what was asked for once, and was not there, still is not.
+_UNSEEN_SECONDS, _LOOK_SECONDS = 90.0, 0.5
 _DRAINS = "no more batches begin, and those in flight are waited for"
 
 
@@ -143,7 +146,7 @@ def run_step(
     if ledger is None:
         return [arrived[batch] for batch in range(n_batches)] if fold is None else []
     gathering.finish()
-    stored = _stored(ledger, step, done, mine)
+    stored = _stored(ledger, step, done, mine, _UNSEEN_SECONDS if client is not None else 0.0)
     if fold is None:
         return list(stored)
     for record in stored:
@@ -185,13 +188,22 @@ class _Gathering:
             _LOG.warning("%s: records are left as they are: %s", self._step, error)
 
 
-def _stored(ledger: Ledger, step: Step, done_before: bytearray, batches: range) -> Iterator[Record]:
-    """Yield the records of batches that are done, in order."""
+def _stored(
+    ledger: Ledger, step: Step, done_before: bytearray, batches: range, patience_seconds: float
+) -> Iterator[Record]:
+    """Yield the records of batches that are done, in order; those of this run are waited for."""
     whole = len(batches) == step.n_batches
     found = (
         ledger.records(step.name, step.n_batches) if whole else (ledger.get(step.name, b) for b in batches)
     )
+    until: float | None = None
     for batch, record in zip(batches, found, strict=True):
+        while record is None and not done_before[batch]:
+            until = time.monotonic() + patience_seconds if until is None else until
+            if time.monotonic() >= until:
+                break
+            time.sleep(_LOOK_SECONDS)
+            record = ledger.get(step.name, batch)
         if record is None:
             ledger.discard_torn(step.name, batch)
             raise BlockFailed(

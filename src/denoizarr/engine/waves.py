@@ -23,6 +23,8 @@ from .deadlines import Deadlines
 _LOG = logging.getLogger(__name__)
 # How often deadlines are looked at, and how soon a thread that ended without a word is found.
 _LOOK_SECONDS = 1.0
+# How long a drain waits for workers that are all gone; those that a nanny restarts are back before.
+_DRAIN_SECONDS = 30.0
 _GONE = frozenset({"NoValidWorkerError", "FutureCancelledError"})
 
 
@@ -77,11 +79,6 @@ class Waves:
         self._late: list[Any] = []
         self._looked = clock()
 
-    @property
-    def in_flight(self) -> int:
-        """Number of batches that are out."""
-        return len(self._running)
-
     def run(
         self, todo: Iterable[int], may_go_on: Callable[[], bool]
     ) -> Generator[tuple[int, Record | BaseException], None, None]:
@@ -91,7 +88,8 @@ class Waves:
         ----------
         todo : iterable of int
         may_go_on : callable
-            Asked before each batch. Once it says no, those that are out are waited for and no more follow.
+            Asked before each batch. Once it says no, those that are out are waited for and no more follow;
+            where nobody is left to do them, they are left.
         """
         queue = iter(todo)
         try:
@@ -106,6 +104,10 @@ class Waves:
                     return
                 # Also while no more are handed out: it is here that a lost cluster shows.
                 self._crew.room()
+                if not may_go_on() and self._crew.deserted_seconds() > _DRAIN_SECONDS:
+                    text = "%s: nobody is left to do the %d batches in flight"
+                    _LOG.warning(text, self._label, len(self._running))
+                    return
                 for batch, handle in self._answers():
                     yield from self._settle(batch, handle)
                 yield from self._look_at_deadlines()

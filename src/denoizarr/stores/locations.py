@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 import obstore
 import zarr
 from obstore.store import LocalStore
+from zarr.core.buffer import Buffer
 from zarr.storage import ObjectStore
 
 from denoizarr.errors import (
@@ -36,6 +37,11 @@ from denoizarr.errors import (
 
 # One slash is enough: Path("s3://...") folds two into one, and its password must not end up in a message.
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/+")
+# What file systems without hard links say: exFAT, many network shares, buckets that are mounted.
+_NO_LINK = re.compile(r"Unable to rename file: .*\(os error (\d+)\)")
+_NO_LINKS_HERE = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS})
+# What network shares and mounted buckets say to being asked for a folder's safety.
+_NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})
 _NAMES_AT_ONCE, _CALLS_AT_ONCE = 256, 16
 
 
@@ -117,12 +123,15 @@ def _from_os_error(error: OSError, where: str) -> DenoizarrError:
         return NoSpace(
             "the disk or quota is full", where=where, remedy="free some space and run the same job again"
         )
+    if error.errno == errno.EROFS:
+        return PermissionDenied("the disk is read-only", where=where, remedy="check how it is mounted")
     return StoreUnavailable("the store failed", where=where, got=str(error).splitlines()[0])
 
 
 def _from_message(message: str, where: str) -> DenoizarrError:
     # obstore wraps the operating system's error in text only.
-    if "No space left" in message or "quota" in message:
+    # Not any quota: servers say it of too many requests as well, and those pass.
+    if "No space left" in message or "quota exceeded (os error" in message:
         return NoSpace(
             "the disk or quota is full", where=where, remedy="free some space and run the same job again"
         )
@@ -148,9 +157,22 @@ def object_store(url: str | Path, *, create: bool = False) -> LocalStore:
         return _store(str(path), create=False)
 
 
+class _ZarrStore(ObjectStore[LocalStore]):
+    """Zarr's own, which can begin a group where there are no hard links too."""
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        try:
+            await super().set_if_not_exists(key, value)
+        except obstore.exceptions.GenericError as error:
+            if not _lacks_links(error):
+                raise
+            if not await self.exists(key):
+                await self.set(key, value)
+
+
 def zarr_store(url: str | Path, *, create: bool = False) -> ObjectStore[LocalStore]:
     """Return ``url`` as a Zarr store."""
-    return ObjectStore(object_store(url, create=create), read_only=not create)
+    return _ZarrStore(object_store(url, create=create), read_only=not create)
 
 
 def open_group(
@@ -216,10 +238,29 @@ def create(url: str | Path, data: bytes) -> bool:
     folder, name = _split(url)
     with translated(url):
         try:
-            obstore.put(object_store(folder, create=True), name, data, mode="create")
+            try:
+                obstore.put(object_store(folder, create=True), name, data, mode="create")
+            except obstore.exceptions.GenericError as error:
+                if not _lacks_links(error):
+                    raise
+                _create_without_links(folder / name, data)
         except (FileExistsError, obstore.exceptions.AlreadyExistsError):
             return False
     return True
+
+
+def _lacks_links(error: obstore.exceptions.BaseError) -> bool:
+    found = _NO_LINK.search(str(error))
+    return found is not None and int(found[1]) in _NO_LINKS_HERE
+
+
+def _create_without_links(path: Path, data: bytes) -> None:
+    """Write a file if it is absent, where obstore cannot: it links one that is whole to its name.
+
+    Here a kill between two calls leaves it empty or short, which no reader takes for a record.
+    """
+    with path.open("xb", buffering=0) as file:
+        file.write(data)
 
 
 def exists(url: str | Path) -> bool:
@@ -260,13 +301,16 @@ def _size(path: str) -> int:
 
 
 def make_durable(url: str | Path) -> None:
-    """Wait until the object is safe from a power cut."""
+    """Wait until the object is safe from a power cut, where the file system has a way to say so."""
     path = local_path(url)
     with translated(url):
         for part in (path, path.parent):
             descriptor = os.open(part, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
+            except OSError as error:
+                if error.errno not in _NO_SYNC:
+                    raise
             finally:
                 os.close(descriptor)
 

@@ -176,7 +176,7 @@ def pyramid(settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
 
     from zarr.storage import ObjectStore
 
-    from denoizarr.images import convert as module
+    from denoizarr.images import conversion as module
 
     n_read, get, plan = [0], ObjectStore.get, module.plan_layout
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,12 +108,19 @@ def copy_image(
     progress: bool = False,
     changes: tuple[str, ...] = (),
     share: Share | None = None,
+    prepare: Callable[[], None] | None = None,
 ) -> RunSummary:
     """Copy what ``reader`` reads into the output of this layout, build its pyramid and mark it finished."""
     spec = CopySpec(reader, layout)
     job = ImageJob(reader, layout, {"kind": "copy"}, copy_block, spec, BATCH_VOXELS, "copy", changes)
     return write_image(
-        job, overwrite=overwrite, client=client, threads=threads, progress=progress, share=share
+        job,
+        overwrite=overwrite,
+        client=client,
+        threads=threads,
+        progress=progress,
+        prepare=prepare,
+        share=share,
     )
 
 

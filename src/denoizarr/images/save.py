@@ -17,7 +17,7 @@ from denoizarr.stores import locations
 from denoizarr.stores.images import ImageLike, as_image, reader_of
 from denoizarr.stores.sources import ImageReader
 
-from .block_levels import write_block
+from .block_levels import write_with_levels
 from .layout import OutputLayout, plan_layout
 from .pyramid import BATCH_VOXELS
 from .write import ImageJob, write_image
@@ -36,7 +36,7 @@ def copy_block(spec: CopySpec, block: int) -> Record:
     level = spec.layout.levels[0]
     box = level.write_units.box(block)
     values = spec.reader.read(box).astype(spec.layout.dtype, copy=False)
-    return write_block(spec.layout, block, values)
+    return write_with_levels(spec.layout, block, values)
 
 
 def save_image(

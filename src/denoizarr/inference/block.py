@@ -26,7 +26,7 @@ from denoizarr.engine.runner import Record
 from denoizarr.errors import NonFiniteData
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.tiling import tile_for, tiles_of
-from denoizarr.images.block_levels import write_block
+from denoizarr.images.block_levels import write_with_levels
 from denoizarr.images.layout import OutputLayout
 from denoizarr.kernels.intensity import cast_intensities
 from denoizarr.stores.sources import Array, ImageReader
@@ -77,7 +77,7 @@ def denoise_block(spec: PredictionSpec, block: int) -> Record:
     level = spec.layout.levels[0]
     box = level.write_units.box(block)
     values, absent = denoise_box(denoiser, spec.reader, box, spec.tile_shape, np.dtype(spec.layout.dtype))
-    return write_block(spec.layout, block, values) | ({"missing_chunks": absent} if absent else {})
+    return write_with_levels(spec.layout, block, values) | ({"missing_chunks": absent} if absent else {})
 
 
 def denoise_box(

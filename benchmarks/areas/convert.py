@@ -2,9 +2,9 @@
 
 *Read* has tifffile decode every page into memory. *Convert* reads, compresses, writes, reads back, compares,
 hashes and builds the pyramid. A page that lies uncompressed in the page cache is read at the speed of memory,
-which nothing that compresses can keep up with: these rows say what a gigabyte costs. The rows of a *disk* pace
-the bytes of the files, on both sides, to what a disk gives: what is computed meanwhile is hidden as long as
-there are cores for it.
+which nothing that compresses can keep up with: these rows say what a gigabyte costs. The rows of a *disk*
+pace the bytes of the files, on both sides, to what a disk gives: what is computed meanwhile is hidden as long
+as there are cores for it.
 
 *Pyramid* counts the bytes that are read from the output while it is written, with the coarser levels written
 along with the finest, and with a pass over each level as it was before.
@@ -176,7 +176,7 @@ def pyramid(settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
 
     from zarr.storage import ObjectStore
 
-    from denoizarr.images import convert as module
+    from denoizarr.images import conversion as module
 
     n_read, get, plan = [0], ObjectStore.get, module.plan_layout
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import tifffile
 
-from denoizarr.errors import BadRequest, ImageNotFound, LedgerMismatch
+from denoizarr.errors import BadRequest, DenoizarrError, ImageNotFound, LedgerMismatch
 from denoizarr.geometry.boxes import Box
-from denoizarr.images import convert as module
+from denoizarr.images import conversion as module
+from denoizarr.images import save
 from denoizarr.images.convert import convert
 from denoizarr.stores.describe import info
 from denoizarr.stores.foreign import open_foreign
@@ -156,6 +157,128 @@ def test_a_source_is_never_overwritten(tmp_path: Path) -> None:
         with pytest.raises(BadRequest):
             convert(source, destination, overwrite=True)
     assert source.read_bytes() == before
+
+
+def test_of_many_files_a_task_gets_where_they_are_listed(
+    tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "planes").mkdir()
+    for z in range(5):
+        _tiff(tmp_path / "planes" / f"p{z}.tif", VALUES[z])
+    monkeypatch.setattr(module, "_FEW_FILES", 3)
+    out = tmp_path / "a.ome.zarr"
+    convert(tmp_path / "planes", out, levels=1, client=client)
+    assert np.array_equal(open_image(out).values, VALUES)
+    assert (tmp_path / "a.ome.zarr.ledger" / "files.json").exists()
+    assert convert(tmp_path / "planes", out, levels=1).blocks_done == 0, "the same job without a cluster"
+
+
+@pytest.mark.parametrize("kind", ["planes", "bigtiff"])
+def test_a_conversion_that_died_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    source = tmp_path / "planes"
+    source.mkdir()
+    if kind == "planes":
+        for z in range(5):
+            _tiff(source / f"p{z}.tif", VALUES[z])
+    else:
+        source = source / "all.tif"
+        tifffile.imwrite(source, VALUES, photometric="minisblack", bigtiff=True, compression="lzw")
+    monkeypatch.setattr("denoizarr.images.save.BATCH_VOXELS", 1)
+    options: dict[str, Any] = {"chunks": (1, 32, 32), "shards": (1, 64, 64), "levels": 2}
+    convert(source, tmp_path / "whole" / "a.ome.zarr", **options)
+    out = tmp_path / "died" / "a.ome.zarr"
+    calls: list[int] = []
+
+    def dies(spec: Any, block: int, copy: Any = save.copy_block) -> Any:
+        calls.append(block)
+        if len(calls) > 8:
+            raise KeyboardInterrupt
+        return copy(spec, block)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(save, "copy_block", dies)
+        with pytest.raises(BaseException):  # noqa: B017  # whatever ends the process
+            convert(source, out, threads=1, **options)
+    summary = convert(source, out, **options)
+    assert summary.blocks_skipped >= 8
+    trees = [
+        {p.relative_to(tree): p.read_bytes() for p in tree.rglob("*") if p.is_file()}
+        for tree in (tmp_path / "whole" / "a.ome.zarr", out)
+    ]
+    assert trees[0] == trees[1]
+
+
+def test_each_source_becomes_an_image_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for n, shape in enumerate([(5, 70, 90), (70, 90), (3, 20, 20)]):
+        _tiff(tmp_path / "in" / f"f{n}.tif", VALUES.ravel()[: int(np.prod(shape))].reshape(shape))
+    summary = convert(str(tmp_path / "in" / "*.tif"), tmp_path / "out", each=".ome.zarr", levels=1)
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.zarr")) == [f"f{n}.ome.zarr" for n in range(3)]
+    assert summary.blocks_total == summary.blocks_done
+    again = convert(
+        [tmp_path / "out" / f"f{n}.ome.zarr" for n in range(3)], tmp_path / "tiffs", each=".ome.tif"
+    )
+    assert again.blocks_total == 5 + 1 + 3
+    for n in range(3):
+        assert np.array_equal(
+            tifffile.imread(tmp_path / "tiffs" / f"f{n}.ome.tif"),
+            tifffile.imread(tmp_path / "in" / f"f{n}.tif"),
+        )
+
+
+@pytest.mark.parametrize("bad", ["short", "complex", "there"])
+def test_one_bad_image_is_refused_before_any_is_begun(tmp_path: Path, bad: str) -> None:
+    (tmp_path / "in").mkdir()
+    for n in range(3):
+        _tiff(tmp_path / "in" / f"f{n}.tif")
+    victim = tmp_path / "in" / "f2.tif"
+    if bad == "short":
+        victim.write_bytes(victim.read_bytes()[:50_000])
+    elif bad == "complex":
+        tifffile.imwrite(victim, VALUES.astype("c8"))
+    else:
+        (tmp_path / "out" / "f2.ome.zarr").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DenoizarrError, match="f2"):
+        convert(str(tmp_path / "in" / "*.tif"), tmp_path / "out", each=".ome.zarr")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("where", [0, 2, 4])
+@pytest.mark.parametrize("wrong", ["shape", "dtype", "short"])
+def test_a_plane_that_does_not_fit_is_named_before_any_work(tmp_path: Path, where: int, wrong: str) -> None:
+    (tmp_path / "in").mkdir()
+    for z in range(5):
+        _tiff(tmp_path / "in" / f"p{z}.tif", VALUES[z])
+    victim = tmp_path / "in" / f"p{where}.tif"
+    if wrong == "short":
+        victim.write_bytes(victim.read_bytes()[:-2])
+    else:
+        _tiff(victim, VALUES[0, :69] if wrong == "shape" else VALUES[0].astype("u1"))
+    # Of the first it is the second that differs from it.
+    named = "p1" if where == 0 and wrong != "short" else f"p{where}"
+    with pytest.raises(DenoizarrError, match=named):
+        convert(tmp_path / "in", tmp_path / "a.ome.zarr")
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+def test_channels_and_windows_of_the_files_survive(tmp_path: Path) -> None:
+    tifffile.imwrite(
+        tmp_path / "a.ome.tif", VALUES[:4].reshape(2, 2, 70, 90), photometric="minisblack", ome=True,
+        metadata={"axes": "ZCYX", "TimeIncrement": 2.0, "Channel": {"Name": ["DAPI", "GFP"]}},
+    )  # fmt: skip
+    tifffile.imwrite(
+        tmp_path / "b.tif", VALUES[:4].reshape(2, 2, 70, 90), imagej=True,
+        metadata={"axes": "ZCYX", "Ranges": (5.0, 500.0, 0.0, 9000.0)},
+    )  # fmt: skip
+    convert(tmp_path / "a.ome.tif", tmp_path / "a.ome.zarr")
+    convert(tmp_path / "b.tif", tmp_path / "b.ome.zarr")
+    channels = open_image(tmp_path / "a.ome.zarr").attrs["ome"]["omero"]["channels"]
+    assert [channel["label"] for channel in channels] == ["DAPI", "GFP"]
+    channels = open_image(tmp_path / "b.ome.zarr").attrs["ome"]["omero"]["channels"]
+    assert [(c["window"]["start"], c["window"]["end"]) for c in channels] == [(5, 500), (0, 9000)]
 
 
 def test_threads_and_a_cluster_write_the_same(tmp_path: Path, client: Any) -> None:

@@ -67,6 +67,41 @@ def test_shards_that_fit_the_asked_chunks_are_taken_for_small_images_too() -> No
     assert level.shards is not None
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    st.tuples(st.integers(1, 200), st.integers(1, 20000), st.integers(1, 20000)),
+    st.sampled_from(
+        [(1, 512, 512), (1, 16, 20000), (1, 20000, 20000), (64, 64, 64), (1, 100, 300), (1, 1, 1)]
+    ),
+    st.tuples(*[st.sampled_from([0.1, 1.0, 3.0])] * 3),
+)
+def test_no_box_that_a_source_decodes_at_once_is_cut_where_it_fits(
+    shape: Any, decoded: Any, scale: Any
+) -> None:
+    decoded = tuple(map(min, decoded, shape))
+    level = _plan(shape, decoded=decoded, scale=scale).levels[0]
+    shards = level.shards or ()
+    assert np.prod(shards) <= 2 * 2**24
+    least = [-(-d // c) * c for d, c in zip(decoded, level.chunks, strict=True)]
+    smallest = [max(a, min(512, n)) for a, n in zip(least, shape, strict=True)]
+    if np.prod([max(a, s) for a, s in zip(least, (1, *smallest[1:]), strict=True)]) <= 2**24:
+        assert all(s >= d for s, d in zip(shards, decoded, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("decoded", "expected", "along"),
+    [
+        (None, (4, 2048, 2048), 2),
+        ((1, 512, 512), (4, 2048, 2048), 2),  # tiles
+        ((1, 16, 10240), (2, 1024, 10240), 1),  # strips: the widest shards have a level above them
+        ((1, 10240, 10240), (4, 2048, 2048), 2),  # a page in one strip, too large for a worker
+    ],
+)
+def test_default_shards_of_a_large_image(decoded: Any, expected: Any, along: int) -> None:
+    layout = _plan((100, 10240, 10240), decoded=decoded)
+    assert (layout.levels[0].shards, layout.along) == (expected, along)
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [

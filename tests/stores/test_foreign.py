@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from denoizarr.errors import BadRequest, CorruptChunk, ImageNotFound, MetadataError, UnsupportedStore
 from denoizarr.geometry.boxes import Box
 from denoizarr.stores.foreign import describe_foreign, is_foreign, natural_order, open_foreign
+from denoizarr.stores.tiff import TiffImage
 
 VALUES = np.random.default_rng(0).integers(0, 60000, (12, 33, 47), dtype=np.uint16)
 
@@ -45,6 +51,64 @@ def test_tiff(tmp_path: Path, shape: tuple[int, ...], options: dict[str, Any]) -
     box = Box((5, 7), (20, 31)) if len(shape) == 2 else Box((2, 5, 7), (7, 20, 31))
     assert np.array_equal(reader.read(box), values[box.slices])
     assert all(c <= n for c, n in zip(reader.chunks, reader.shape, strict=True))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([None, "zlib", "lzw"]),
+    st.sampled_from([None, (16, 16), (32, 16)]),
+    st.sampled_from([None, 1, 5, 33]),
+    st.sampled_from(["<", ">"]),
+    st.sampled_from(["u1", "u2", "i2", "f4"]),
+    st.sampled_from(["stack", "rgb", "planar", "separate pages"]),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
+def test_any_box_of_any_tiff(
+    compression: Any, tile: Any, rows: Any, order: str, dtype: str, kind: str, predictor: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    shape = {"rgb": (33, 47, 3), "planar": (3, 33, 47)}.get(kind, (4, 33, 47))
+    values = rng.integers(0, 100, shape).astype(dtype)
+    options: dict[str, Any] = {"compression": compression, "byteorder": order}
+    options |= {"tile": tile} if tile else {"rowsperstrip": rows} if rows else {}
+    options |= {"predictor": True} if predictor and compression else {}
+    planar = {"rgb": "contig", "planar": "separate"}.get(kind)
+    options |= {"photometric": "rgb", "planarconfig": planar} if planar else {"photometric": "minisblack"}
+    with TemporaryDirectory() as name:
+        path = Path(name) / "a.tif"
+        if kind == "separate pages":
+            with tifffile.TiffWriter(path, byteorder=options.pop("byteorder")) as file:
+                for plane in values:
+                    file.write(plane, contiguous=False, metadata=None, **options)
+        else:
+            tifffile.imwrite(path, values, **options)
+        with tifffile.TiffFile(path) as file:
+            expected = file.series[0].asarray()
+        image = TiffImage(str(path))
+        assert image.shape == expected.shape
+        for _ in range(4):
+            corners = np.sort([rng.choice(n + 1, 2, replace=False) for n in expected.shape], axis=1)
+            box = tuple(slice(int(a), int(b)) for a, b in corners)
+            found = image.read(box)
+            assert found.dtype == expected.dtype.newbyteorder("=")
+            assert np.array_equal(found, expected[box])
+
+
+def test_a_file_that_was_written_again_is_read_again(tmp_path: Path) -> None:
+    for n in range(2):
+        tifffile.imwrite(tmp_path / "a.tif", VALUES[n])
+        os.utime(tmp_path / "a.tif", ns=(n, n))
+        assert np.array_equal(_read(tmp_path / "a.tif")[1], VALUES[n])
+
+
+def test_files_that_are_open_stay_few(tmp_path: Path) -> None:
+    for z in range(40):
+        tifffile.imwrite(tmp_path / f"p{z}.tif", VALUES[0])
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert np.array_equal(_read(tmp_path)[1], np.stack([VALUES[0]] * 40))
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2 * 16
 
 
 def test_a_folder_of_planes_in_natural_order(tmp_path: Path) -> None:

@@ -65,18 +65,35 @@ def convert(
     chunks: Sizes = None,
     shards: Sizes = None,
     ome_version: Annotated[str, typer.Option(help="0.5 or 0.4.")] = "0.5",
+    levels: Annotated[
+        int | None, typer.Option(help="Of the pyramid; default: to 256 pixels, and 1 of a TIFF.")
+    ] = None,
+    each: Annotated[
+        bool,
+        typer.Option(
+            "--each", help="Every source is an image of its own, and DST a folder for their outputs."
+        ),
+    ] = False,
+    to: Annotated[str, typer.Option(help="With --each: what they become, ome.zarr or ome.tif.")] = "ome.zarr",
+    cluster: Annotated[
+        str | None, typer.Option(help="local, or the address of a scheduler; default: threads.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="With --cluster local: processes; default: one per core.")
+    ] = None,
     blocks: Blocks = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """TIFF, OME-TIFF, PNG or npy files, or a plain Zarr array, to an OME-Zarr pyramid.
+    """TIFF, OME-TIFF, PNG or npy files, or a Zarr image, to an OME-Zarr pyramid or an OME-TIFF.
 
-    A folder or glob of equal planes becomes one stack, in natural order.
+    A folder or glob of equal planes becomes one stack, in natural order. DST's name decides what is written.
 
-    Example: `denoizarr convert slices/*.tif stack.ome.zarr --axes zyx --scale 5,2,2`
+    Example: `denoizarr convert slices/*.tif stack.ome.zarr --axes zyx --scale 5,2,2`, and back:
+    `denoizarr convert stack.ome.zarr stack.ome.tif`
     """
-    from denoizarr.engine.cluster import usable_cores
+    from denoizarr.engine.cluster import ClusterSettings, open_client, usable_cores
     from denoizarr.engine.shares import Share
     from denoizarr.images.convert import convert as run_convert
 
@@ -84,20 +101,28 @@ def convert(
 
     if len(paths) < 2:
         raise typer.BadParameter("needs at least one source and a destination", param_hint="SRC... DST")
-    summary = run_convert(
-        paths[:-1],
-        paths[-1],
-        axes=axes,
-        scale=None if scale is None else numbers_of(scale, "--scale", float),
-        units=None if units is None else units.split(","),
-        chunks=ints_of(chunks, "--chunks"),
-        shards=ints_of(shards, "--shards"),
-        ome_version=ome_version,
-        overwrite=overwrite,
-        threads=usable_cores(),
-        progress=True,
-        share=None if share is None else (share.number, share.count),
-    )
+    if workers is not None and cluster != "local":
+        raise typer.BadParameter("goes with --cluster local", param_hint="--workers")
+    address = None if cluster in (None, "local") else cluster
+    settings = ClusterSettings("local" if address is None else "address", workers or "auto", address=address)
+    with nullcontext() if cluster is None else open_client(settings) as client:
+        summary = run_convert(
+            paths[:-1],
+            paths[-1],
+            axes=axes,
+            scale=None if scale is None else numbers_of(scale, "--scale", float),
+            units=None if units is None else units.split(","),
+            chunks=ints_of(chunks, "--chunks"),
+            shards=ints_of(shards, "--shards"),
+            levels=levels,
+            ome_version=ome_version,
+            overwrite=overwrite,
+            client=client,
+            threads=usable_cores(),
+            progress=True,
+            share=None if share is None else (share.number, share.count),
+            each=f".{to.removeprefix('.')}" if each else None,
+        )
     say(told(summary, blocks), summary.to_json(), as_json)
 
 

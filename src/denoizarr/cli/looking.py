@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .app import Debug, Json, app, numbers_of, say
+from .app import Blocks, Debug, Json, app, numbers_of, say
 
 PatchSizes = Annotated[
     str, typer.Option(help="In voxels: one int, y,x or z,y,x; an int or a pair is applied plane by plane.")
@@ -65,6 +65,7 @@ def filter_map(
     plot: PlotFile = None,
     t_idx: Annotated[int | None, typer.Option(help="Time point shown in the picture.")] = None,
     z_idx: Annotated[int | None, typer.Option(help="Plane shown in the picture; default the middle.")] = None,
+    blocks: Blocks = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -73,6 +74,7 @@ def filter_map(
     Example: `denoizarr filter-map stack.ome.zarr --patch-size 64,64 --out map.zarr --plot map.png`
     """
     from denoizarr.engine.cluster import usable_cores
+    from denoizarr.engine.shares import Share
     from denoizarr.selection.filters import filter_of
     from denoizarr.selection.looks import look_at_filter_map
 
@@ -96,6 +98,7 @@ def filter_map(
         t_idx=t_idx,
         z_idx=z_idx,
         threads=usable_cores(),
+        share=None if blocks is None else Share.parse(blocks),
     )
     say("\n".join(found.pop("lines")), found, as_json)
 
@@ -138,6 +141,7 @@ def index(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the patches drawn in the picture.")] = 0,
     plot: PlotFile = None,
+    blocks: Blocks = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -148,6 +152,7 @@ def index(
     Example: `denoizarr index stack.ome.zarr --out index.zarr --plot patches.png`
     """
     from denoizarr.engine.cluster import usable_cores
+    from denoizarr.engine.shares import Share
     from denoizarr.selection.filters import MaskPatchFilter, filter_of
     from denoizarr.selection.looks import look_at_index
     from denoizarr.selection.regions_of_interest import RegionOfInterest
@@ -194,6 +199,7 @@ def index(
         seed=seed,
         plot=plot,
         threads=usable_cores(),
+        share=None if blocks is None else Share.parse(blocks),
     )
     say("\n".join(found.pop("lines")), found, as_json)
 

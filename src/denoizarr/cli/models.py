@@ -154,8 +154,12 @@ def export(
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="A model file.")],
-    source: Annotated[str, typer.Argument(metavar="SRC", help="An OME-Zarr image.")],
-    destination: Annotated[str, typer.Argument(metavar="DST", help="The output.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SRC... DST", help="OME-Zarr images or globs, then the output; of several, a folder."
+        ),
+    ],
     memory_limit: Annotated[str, typer.Option(help="Per worker process.")] = "2GiB",
     cluster: Annotated[str, typer.Option(help="local, or the address of a scheduler.")] = "local",
     workers: Annotated[
@@ -171,9 +175,10 @@ def predict(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Apply a model to a whole image, block by block; run again to resume.
+    """Apply a model to whole images, block by block; run again to resume.
 
-    Example: `denoizarr predict model.safetensors stack.ome.zarr denoised.ome.zarr`
+    Example: `denoizarr predict model.safetensors stack.ome.zarr denoised.ome.zarr`, or
+    `denoizarr predict model.safetensors 'night/*.ome.zarr' denoised`
     """
     from denoizarr.engine.cluster import ClusterSettings, open_client
     from denoizarr.engine.shares import Share
@@ -185,6 +190,9 @@ def predict(
     share = None if blocks is None else Share.parse(blocks)
     if share is not None and (cluster != "local" or workers is not None):
         raise typer.BadParameter("a share is run by this process alone", param_hint="--blocks")
+    if len(paths) < 2:
+        raise typer.BadParameter("needs at least one source and a destination", param_hint="SRC... DST")
+    *source, destination = paths
     limit = parse_bytes(memory_limit)
     # Before a cluster is started for nothing.
     denoiser = Denoiser.load(model, precision=precision)  # type: ignore[arg-type]  # it checks it

@@ -87,10 +87,12 @@ def ledger_status(url: str) -> LedgerStatus:
         steps.append(StepStatus(name, sum(ledger.done(name, n_batches)), n_batches, blocks))
         latest = max(latest, locations.last_write(folder, apart_from="step.json"))
     stamp = datetime.fromtimestamp(latest, UTC).isoformat(timespec="seconds") if latest else None
-    return LedgerStatus(url, tuple(steps), stamp, *_driver(driver_of(url)))
+    return LedgerStatus(url, tuple(steps), stamp, *driver_state(url))
 
 
-def _driver(holder: dict[str, Any]) -> tuple[Driver, str]:
+def driver_state(url: str) -> tuple[Driver, str]:
+    """Return whether a driver holds the ledger at ``url``, and its host and process in words."""
+    holder: dict[str, Any] = driver_of(url)
     process = holder.get("process")
     if not holder or not isinstance(process, int):
         return "none", ""

@@ -22,7 +22,7 @@ from .layout import OutputLayout
 from .output import open_level, write_box
 
 
-def write_block(layout: OutputLayout, block: int, values: Array) -> dict[str, Any]:
+def write_with_levels(layout: OutputLayout, block: int, values: Array) -> dict[str, Any]:
     """Write one write unit of the finest level, and of every coarser one that is written along.
 
     Parameters

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from denoizarr.engine.cluster import usable_cores
 from denoizarr.engine.shares import Share
-from denoizarr.engine.summary import RunSummary
-from denoizarr.errors import BadRequest
+from denoizarr.engine.summary import RunSummary, added
+from denoizarr.errors import BadRequest, ImageNotFound
 from denoizarr.stores import locations
-from denoizarr.stores.foreign import describe_foreign, is_foreign, open_foreign
-from denoizarr.stores.images import as_image, reader_of
+from denoizarr.stores.foreign import natural_order
 
-from .layout import plan_layout
-from .save import copy_image, omero_of, world_of
-from .tiff_export import SUFFIXES, TiffExport, export_tiff
+from .conversion import Conversion, plan_conversion
+from .layout import OutputLayout
+from .output import check_apart, check_free
+from .save import copy_image
+from .tiff_export import check_export, export_tiff
 
-_DEFAULT_UNIT = {"x": "micrometer", "y": "micrometer", "z": "micrometer", "t": "second"}
+_SUFFIXES = (".ome.zarr", ".ome.tif")
 
 
 def convert(
@@ -40,14 +42,15 @@ def convert(
     threads: int | None = None,
     progress: bool = False,
     share: tuple[int, int] | None = None,
+    each: str | None = None,
 ) -> RunSummary:
-    """Write TIFF, OME-TIFF, PNG or npy files, or a plain Zarr array, as an OME-Zarr pyramid; or as OME-TIFF.
+    """Write TIFF, OME-TIFF, PNG or npy files, or a Zarr image, as an OME-Zarr pyramid or as an OME-TIFF.
 
     Parameters
     ----------
     source : str, Path or sequence of them
         A file, a folder or glob of equal planes (stacked along a new first axis in natural order, so that
-        plane2 comes before plane10), or a Zarr array (with ``axes``).
+        plane2 comes before plane10), an OME-Zarr image, or a Zarr array (with ``axes``).
     destination : str or Path
         An OME-Zarr image; or a name that ends in .tif, .tiff or .btf, for an OME-TIFF (a BigTIFF where it is
         large): uncompressed, in pages, or in tiles where pages are large, written whole or not at all, so a
@@ -67,6 +70,10 @@ def convert(
     share : (int, int), optional
         (i, n), i from 1 to n: every n-th batch of blocks only, beside other processes, without Dask. A call
         without it, when all are done, finishes the image.
+    each : {".ome.zarr", ".ome.tif"}, optional
+        Every source is an image of its own: a file, a folder of planes, a Zarr image, or each of those that a
+        glob matches. They go into the folder ``destination`` under their names, with this ending, after all
+        of them have been looked at.
 
     Returns
     -------
@@ -75,117 +82,103 @@ def convert(
 
     Raises
     ------
-    ImageNotFound, UnsupportedStore, BadRequest, MetadataError, OutputExists, LedgerMismatch, NoSpace
+    ImageNotFound, UnsupportedStore, BadRequest, MetadataError, CorruptChunk, OutputExists, LedgerMismatch,
+    NoSpace
     """
     sources: list[str | Path] = [source] if isinstance(source, str | Path) else list(source)
     if not sources:
         raise BadRequest("nothing to convert", expected="a file, a folder or a glob")
-    files = (
-        len(sources) > 1 or any(sign in str(sources[0]) for sign in "*?[") or locations.is_file(sources[0])
-    )
-    if files or is_foreign(sources[0]):
-        foreign, metadata = describe_foreign(sources, axes)
-        reader = open_foreign(foreign)
-        stored = foreign.axes
-        world = {d: metadata.scale.get(d, 1.0) for d in reader.dims}
-        named: dict[str, str | None] = {d: metadata.units.get(d) for d in reader.dims}
-        translation = tuple(metadata.translation.get(d, 0.0) for d in reader.dims)
-        changes = metadata.losses
-        channels = dict(zip(reader.dims, reader.shape, strict=True)).get("c", 1)
-        omero = metadata.omero if len(metadata.omero.get("channels", ())) == channels else {}
-    else:
-        changes = ()
-        image = as_image(sources[0], axes)
-        reader = reader_of(image)
-        stored = tuple(axes) if axes is not None else reader.dims
-        found_scale, translation, found_units = world_of(image)
-        omero = omero_of(image)
-        world, named = (
-            dict(zip(reader.dims, found_scale, strict=True)),
-            dict(zip(reader.dims, found_units, strict=True)),
-        )
-    asked_scale = _by_axis(scale, stored, "scale")
-    asked_units = _by_axis(units, stored, "units")
-    for dim, value in asked_scale.items():
-        if not np.isfinite(float(value)) or float(value) <= 0:
-            raise BadRequest("a voxel has a positive size", where=f"scale along {dim}", got=value)
-        world[dim] = float(value)
-        named[dim] = named[dim] or _DEFAULT_UNIT.get(dim)
-    named |= {dim: str(unit) for dim, unit in asked_units.items()}
-    name = Path(str(destination)).name.split(".")[0]
-    ordered = [world[d] for d in reader.dims], [named[d] for d in reader.dims]
-    if str(destination).lower().endswith(SUFFIXES):
-        refused = {"chunks": chunks, "shards": shards, "client": client, "share": share}
-        _refuse_for_tiff([key for key, value in refused.items() if value is not None], destination)
-        job = TiffExport(
-            reader,
-            locations.join(destination),
-            tuple(ordered[0]),
-            tuple(translation),
-            tuple(ordered[1]),
-            dict(omero),
-            name,
-            levels=1 if levels is None else levels,
-        )
-        summary = export_tiff(job, overwrite=overwrite, threads=threads or usable_cores(), progress=progress)
-        return replace(summary, changes=(*changes, *summary.changes))
-    layout = plan_layout(
-        locations.join(destination),
-        dims=reader.dims,
-        shape=reader.shape,
-        dtype=reader.dtype,
-        scale=ordered[0],
-        translation=translation,
-        units=ordered[1],
+    plan = partial(
+        plan_conversion,
+        axes=axes,
+        scale=scale,
+        units=units,
         ome_version=ome_version,
         chunks=chunks,
         shards=shards,
         levels=levels,
-        name=name,
-        omero=omero,
-        decoded=reader.chunks,
+        distributed=client is not None,
+        shared=share is not None,
     )
-    return copy_image(
-        reader,
-        layout,
+    run = partial(
+        _run,
         overwrite=overwrite,
         client=client,
         threads=threads or usable_cores(),
         progress=progress,
-        changes=changes,
         share=None if share is None else Share(*share),
+    )
+    if each is None:
+        return run(plan(sources, destination))
+    if each not in _SUFFIXES:
+        raise BadRequest("not what an image becomes", where="each", got=each, expected=" or ".join(_SUFFIXES))
+    ones = _one_by_one(sources)
+    names = _own_names(ones)
+    planned = [
+        plan([one], locations.join(destination, name + each)) for one, name in zip(ones, names, strict=True)
+    ]
+    for conversion in planned:
+        _check(conversion, overwrite)
+    return added(locations.join(destination), [run(conversion) for conversion in planned])
+
+
+def _check(conversion: Conversion, overwrite: bool) -> None:
+    """Refuse before any other image is begun what would be refused when it is this one's turn."""
+    output = conversion.output
+    if not isinstance(output, OutputLayout):
+        check_export(output, overwrite=overwrite)
+        return
+    check_apart(output.url, conversion.found.reader.urls)
+    if not overwrite:
+        check_free(output.url)
+
+
+def _run(
+    conversion: Conversion,
+    *,
+    overwrite: bool,
+    client: Any,
+    threads: int,
+    progress: bool,
+    share: Share | None,
+) -> RunSummary:
+    found, output = conversion.found, conversion.output
+    if not isinstance(output, OutputLayout):
+        summary = export_tiff(output, overwrite=overwrite, threads=threads, progress=progress)
+        return replace(summary, changes=(*found.changes, *summary.changes))
+    return copy_image(
+        found.reader,
+        output,
+        overwrite=overwrite,
+        client=client,
+        threads=threads,
+        progress=progress,
+        changes=found.changes,
+        share=share,
+        prepare=found.prepare,
     )
 
 
-def _refuse_for_tiff(names: Sequence[str], destination: str | Path) -> None:
-    if names:
-        raise BadRequest(
-            "a TIFF file is written by one process, in pages",
-            where=locations.redact(str(destination)),
-            got=", ".join(names),
-            remedy="leave it out, or name the destination NAME.ome.zarr",
-        )
+def _one_by_one(sources: Sequence[str | Path]) -> list[str]:
+    """Return the sources, each match of a glob one of them."""
+    found: list[str] = []
+    for source in sources:
+        if not any(sign in str(source) for sign in "*?[") or locations.exists(source):
+            found.append(str(source))
+            continue
+        matches = sorted(glob.glob(str(locations.local_path(source))), key=natural_order)  # noqa: PTH207
+        if not matches:
+            raise ImageNotFound("no image matches", where=str(source), remedy="check the pattern")
+        found += matches
+    return found
 
 
-def _by_axis(
-    given: Mapping[str, Any] | Sequence[Any] | None, stored: tuple[str, ...], label: str
-) -> dict[str, Any]:
-    """Return a dict by axis from a dict or from one value per stored axis."""
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping):
-        if len(given) != len(stored):
-            raise BadRequest(
-                f"{label} needs one value per axis",
-                got=list(given),
-                expected=f"{len(stored)} for {''.join(stored)}",
-            )
-        return dict(zip(stored, given, strict=True))
-    unknown = sorted(set(given) - set(stored))
-    if unknown:
-        raise BadRequest(
-            f"{label} names axes that the image lacks",
-            got=", ".join(unknown),
-            expected=f"some of {', '.join(stored)}",
-        )
-    return dict(given)
+def _own_names(sources: Sequence[str]) -> list[str]:
+    """Return a name for every image: its own, numbered where several share one."""
+    names: list[str] = []
+    for source in sources:
+        name = locations.local_path(source).name
+        stem = name.split(".")[0] or "image"
+        candidates = (stem if n == 1 else f"{stem}-{n}" for n in count(1))
+        names.append(next(candidate for candidate in candidates if candidate not in names))
+    return names

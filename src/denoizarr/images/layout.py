@@ -186,19 +186,19 @@ def plan_layout(
             got=f"shards {tuple(shards)}, chunks {asked_chunks}",
             remedy="change either",
         )
-    depth = _depth(dims, shape, scale, levels)
+    above = _factors_above(dims, shape, scale, levels)
     planned: list[LevelLayout] = []
     factors, along = (1,) * len(shape), 0
     while True:
         level_chunks = tuple(min(c, n) for c, n in zip(asked_chunks, shape, strict=True))
-        above = _above(planned[-1], shape, level_chunks, factors) if along == len(planned) - 1 else None
+        unit = _unit_above(planned[-1], shape, level_chunks, factors) if along == len(planned) - 1 else None
         if ome_version == "0.4":
-            along += above == level_chunks
+            along += unit == level_chunks
             level_shards = None
         else:
-            along += above is not None
-            level_shards = above or _shards(
-                dims, shape, level_chunks, shards, depth, None if planned else decoded
+            along += unit is not None
+            level_shards = unit or _shards(
+                dims, shape, level_chunks, shards, above, None if planned else decoded
             )
         planned.append(
             LevelLayout(
@@ -226,7 +226,7 @@ def plan_layout(
     )
 
 
-def _above(
+def _unit_above(
     finer: LevelLayout, shape: tuple[int, ...], chunks: tuple[int, ...], factors: tuple[int, ...]
 ) -> tuple[int, ...] | None:
     """Return the unit of a level that lies exactly above a unit of the finer one, None where it cuts chunks.
@@ -261,29 +261,32 @@ def _shards(
     shape: tuple[int, ...],
     chunks: tuple[int, ...],
     asked: Sequence[int] | None,
-    depth: int,
+    above: Sequence[tuple[int, ...]],
     decoded: Sequence[int] | None,
 ) -> tuple[int, ...]:
     if asked is not None:
         return tuple(round_up(min(s, n), c) for s, n, c in zip(asked, shape, chunks, strict=True))
-    whole = _that_fit(dims, shape, chunks, depth, decoded) if decoded is not None else None
-    return whole or _that_fit(dims, shape, chunks, depth, (1,) * len(dims)) or chunks
+    whole = _that_fit(dims, shape, chunks, above, decoded) if decoded is not None else None
+    return whole or _that_fit(dims, shape, chunks, above, (1,) * len(dims)) or chunks
 
 
 def _that_fit(
     dims: tuple[str, ...],
     shape: tuple[int, ...],
     chunks: tuple[int, ...],
-    depth: int,
+    above: Sequence[tuple[int, ...]],
     decoded: Sequence[int],
 ) -> tuple[int, ...] | None:
     """Return the largest shards of whole ``decoded`` boxes that a worker may hold; None where there are none.
 
-    Chunks of many planes get shards of fewer chunks, along y and x first.
+    Those with the most levels above them before larger ones. Chunks of many planes get shards of fewer
+    chunks, along y and x first.
     """
+    depth = dict(zip(dims, above[-1], strict=True)).get("z", 1) if above else 1
     widest = max(c for d, c in zip(dims, chunks, strict=True) if d in "yx")
     least = [ceil_div(n, c) for n, c in zip(decoded, chunks, strict=True)]
     limit = _SHARD_VOXELS if max(least) == 1 else 2 * _SHARD_VOXELS
+    fitting = []
     for deep, side in product((4, 2, 1), (2048, 1024, 512, 256, 128, 64)):
         most = [deep if d == "z" else ceil_div(side, c) for d, c in zip(dims, chunks, strict=True)]
         most = [1 if d in "tc" else m for d, m in zip(dims, most, strict=True)]
@@ -292,21 +295,36 @@ def _that_fit(
         most = [max(m, at_once) for m, at_once in zip(most, least, strict=True)]
         found = tuple(round_up(min(n, m * c), c) for n, m, c in zip(shape, most, chunks, strict=True))
         if deep <= depth and side >= min(widest, _SHARD) and prod(found) <= limit:
-            return found
-    return None
+            fitting.append(found)
+    return max(fitting, key=lambda unit: _whole_above(unit, shape, chunks, above), default=None)
 
 
-def _depth(dims: tuple[str, ...], shape: tuple[int, ...], scale: Sequence[float], levels: int | None) -> int:
-    """Return how many planes become one in the levels that may be written along."""
-    depth = 1
+def _whole_above(
+    unit: tuple[int, ...], shape: tuple[int, ...], chunks: tuple[int, ...], above: Sequence[tuple[int, ...]]
+) -> int:
+    """Return for how many of the levels above there are whole chunks above a unit."""
+    for number, factors in enumerate(above):
+        sizes = zip(unit, shape, chunks, factors, strict=True)
+        if not all(u >= n or u % (f * c) == 0 for u, n, c, f in sizes):
+            return number
+    return len(above)
+
+
+def _factors_above(
+    dims: tuple[str, ...], shape: tuple[int, ...], scale: Sequence[float], levels: int | None
+) -> list[tuple[int, ...]]:
+    """Return voxels of the finest level in one of each of those that may be written along."""
+    found: list[tuple[int, ...]] = []
+    total = (1,) * len(shape)
     for number in range(_ALONG):
-        if number + 1 == levels or (levels is None and _is_coarsest(dims, shape)):
-            break
         factors = _factors(dims, shape, scale)
-        depth *= dict(zip(dims, factors, strict=True)).get("z", 1)
+        if number + 1 == levels or (levels is None and _is_coarsest(dims, shape)) or max(factors) == 1:
+            break
+        total = tuple(a * b for a, b in zip(total, factors, strict=True))
+        found.append(total)
         shape = tuple(ceil_div(n, f) for n, f in zip(shape, factors, strict=True))
         scale = tuple(s * f for s, f in zip(scale, factors, strict=True))
-    return depth
+    return found
 
 
 def _is_coarsest(dims: tuple[str, ...], shape: tuple[int, ...]) -> bool:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from denoizarr.stores.sources import UNDECODABLE
 from denoizarr.stores.strict import chunk_key, write_unit
 
 from .layout import LevelLayout, OutputLayout, create_array
+from .windows import with_windows
 
 
 def ledger_url(destination: str) -> str:
@@ -182,11 +184,12 @@ def reopen_output(layout: OutputLayout, ledger: Ledger, steps: Sequence[Step]) -
 
 
 def finish_output(layout: OutputLayout) -> None:
-    """Mark the output complete: one small write, after everything else."""
+    """Mark the output complete, with its display windows: one small write, after everything else."""
     group = _group_of(layout)
     with locations.translated(layout.url):
         if group.attrs.get(STATE) != "complete":
-            group.update_attributes({STATE: "complete"})
+            shown = ome_attributes(replace(layout.ome, omero=with_windows(layout)))
+            group.update_attributes({**shown, STATE: "complete"})
 
 
 def is_complete(url: str) -> bool:

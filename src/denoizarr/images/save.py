@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from denoizarr.stores import locations
 from denoizarr.stores.images import ImageLike, as_image, reader_of
 from denoizarr.stores.sources import ImageReader
 
-from .block_levels import write_block
+from .block_levels import write_with_levels
 from .layout import OutputLayout, plan_layout
 from .pyramid import BATCH_VOXELS
 from .write import ImageJob, write_image
@@ -36,7 +36,7 @@ def copy_block(spec: CopySpec, block: int) -> Record:
     level = spec.layout.levels[0]
     box = level.write_units.box(block)
     values = spec.reader.read(box).astype(spec.layout.dtype, copy=False)
-    return write_block(spec.layout, block, values)
+    return write_with_levels(spec.layout, block, values)
 
 
 def save_image(
@@ -108,12 +108,19 @@ def copy_image(
     progress: bool = False,
     changes: tuple[str, ...] = (),
     share: Share | None = None,
+    prepare: Callable[[], None] | None = None,
 ) -> RunSummary:
     """Copy what ``reader`` reads into the output of this layout, build its pyramid and mark it finished."""
     spec = CopySpec(reader, layout)
     job = ImageJob(reader, layout, {"kind": "copy"}, copy_block, spec, BATCH_VOXELS, "copy", changes)
     return write_image(
-        job, overwrite=overwrite, client=client, threads=threads, progress=progress, share=share
+        job,
+        overwrite=overwrite,
+        client=client,
+        threads=threads,
+        progress=progress,
+        prepare=prepare,
+        share=share,
     )
 
 

@@ -41,20 +41,56 @@ def begin_shared(
     """
     check_free(layout.url)
     ledger = Ledger.claim(ledger_url(layout.url), {"output": layout.identity(), **identity})
+    once_among_processes(
+        ledger.url,
+        lambda: is_laid_out(layout),
+        lambda: begin_output(layout, identity),
+        where=layout.url,
+        clock=clock,
+        sleep=sleep,
+    )
+    return ledger
+
+
+def once_among_processes(
+    ledger: str,
+    is_there: Callable[[], bool],
+    make: Callable[[], object],
+    *,
+    where: str,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Have one of the processes that call this make something, and return when it is there.
+
+    Parameters
+    ----------
+    ledger : str
+        Folder in which they put their names.
+    is_there, make : callable
+    where : str
+        What is made, for the message.
+
+    Raises
+    ------
+    BlockFailed
+        Whoever was to make it did not.
+    """
     me = {"host": socket.gethostname(), "process": os.getpid()}
     for attempt in range(_ATTEMPTS):
-        if is_laid_out(layout):
-            return ledger
-        if records.create_json(locations.join(ledger.url, f"begin-{attempt}.json"), me):
-            return begin_output(layout, identity)
+        if is_there():
+            return
+        if records.create_json(locations.join(ledger, f"begin-{attempt}.json"), me):
+            make()
+            return
         patience = clock() + _PATIENCE_SECONDS
         while clock() < patience:
-            if is_laid_out(layout):
-                return ledger
+            if is_there():
+                return
             sleep(_LOOK_SECONDS)
     raise BlockFailed(
         "nobody created the output's metadata",
-        where=layout.url,
+        where=where,
         got=f"{_ATTEMPTS} attempts",
         remedy="run once without blocks, or delete the ledger and begin again",
     )

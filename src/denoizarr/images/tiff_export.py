@@ -92,7 +92,7 @@ def export_tiff(
     """
     started = time.monotonic()
     path = locations.local_path(job.destination)
-    n_bytes = _check(job, path, overwrite)
+    n_bytes = check_export(job, overwrite=overwrite)
     metadata, ours = ome_metadata(job.reader.dims, job.scale, job.translation, job.units, job.omero, job.name)
     part = path.with_name(f"{path.name}.part")
     n_pages = prod(job.reader.shape[:-2])
@@ -122,8 +122,9 @@ def export_tiff(
     )
 
 
-def _check(job: TiffExport, path: Path, overwrite: bool) -> int:
+def check_export(job: TiffExport, *, overwrite: bool) -> int:
     """Refuse what can be refused before any work; return how large the file will be, about."""
+    path = locations.local_path(job.destination)
     check_apart(job.destination, job.reader.urls)
     dtype = job.reader.dtype
     if dtype.name not in _DTYPES:
@@ -134,8 +135,6 @@ def _check(job: TiffExport, path: Path, overwrite: bool) -> int:
             expected=f"one of {', '.join(_DTYPES)}",
             remedy="save it as another dtype first",
         )
-    if job.levels < 1:
-        raise BadRequest("an image needs a level", where="levels", got=job.levels, expected="1 or more")
     if path.exists() and not (overwrite and path.is_file()):
         raise OutputExists(
             "something lies at the destination already",

@@ -34,7 +34,7 @@ from denoizarr.errors import MemoryLimitTooSmall, NonFiniteData
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import round_up
 from denoizarr.geometry.tiling import Tile, tile_for, tiles_of
-from denoizarr.images import block_levels
+from denoizarr.images.block_levels import write_with_levels
 from denoizarr.images.layout import OutputLayout
 from denoizarr.kernels.intensity import cast_intensities
 from denoizarr.stores.sources import Array, ImageReader
@@ -156,7 +156,7 @@ def write_block(spec: PredictionSpec, block: int, denoised: DenoisedBlock) -> Re
     ``checksum``; ``missing_chunks`` where input chunks were filled; ``tile_shape`` where memory was too short
     for that of the job.
     """
-    return block_levels.write_block(spec.layout, block, denoised.values) | denoised.facts
+    return write_with_levels(spec.layout, block, denoised.values) | denoised.facts
 
 
 denoise_block = Stages(read_block, compute_block, write_block)

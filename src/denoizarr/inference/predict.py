@@ -112,27 +112,29 @@ def predict(
     if model.precision != precision:
         model = model.to(precision=precision)
     images = as_images(source, missing=missing)
-    names = unique_names(images)
+    outputs = [locations.join(destination)]
+    if len(images) > 1:
+        outputs = [locations.join(destination, f"{name}.ome.zarr") for name in unique_names(images)]
+    how: dict[str, Any] = {
+        "memory_limit": memory_limit,
+        "tile_shape": tile_shape,
+        "dtype": dtype,
+        "ome_version": ome_version,
+        "chunks": chunks,
+        "shards": shards,
+        "levels": levels,
+    }
+    for image, output in zip(images[1:], outputs[1:], strict=True):
+        # One that is bad is refused before the first of them is begun.
+        planned = plan_prediction(model, image, output, **how)
+        check_apart(output, planned.reader.urls)
+        if not overwrite:
+            check_free(output)
     summaries = [
         _predict_one(
-            model,
-            image,
-            locations.join(destination)
-            if len(images) == 1
-            else locations.join(destination, f"{name}.ome.zarr"),
-            client=client,
-            overwrite=overwrite,
-            progress=progress,
-            share=asked,
-            memory_limit=memory_limit,
-            tile_shape=tile_shape,
-            dtype=dtype,
-            ome_version=ome_version,
-            chunks=chunks,
-            shards=shards,
-            levels=levels,
+            model, image, output, client=client, overwrite=overwrite, progress=progress, share=asked, **how
         )
-        for image, name in zip(images, names, strict=True)
+        for image, output in zip(images, outputs, strict=True)
     ]
     return summaries[0] if len(images) == 1 else added(locations.join(destination), summaries)
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from denoizarr.engine.ledger import Ledger
-from denoizarr.engine.ledger_status import LedgerStatus, ledger_status
+from denoizarr.engine.ledger_status import LedgerStatus, driver_state, ledger_status
 from denoizarr.errors import ImageNotFound, MetadataError
 from denoizarr.images.output import is_complete, ledger_url
 from denoizarr.stores import locations, records
@@ -85,11 +85,13 @@ def job_status(url: str) -> JobStatus:
     own = locations.join(where, "ledger")
     if Ledger.is_begun(own):
         return _of_run(where, own)
+    if not Ledger.is_begun(ledger_url(where)) and (measured := _measurements(where)):
+        return _of_measurements(where, measured)
     if not Ledger.is_begun(ledger_url(where)):
         raise ImageNotFound(
             "no job has begun here",
             where=locations.redact(where),
-            expected="a run folder, or an image with its ledger beside it",
+            expected="a run folder, or an image, a filter map or an index with its ledger beside it",
         )
     output = _of_output(where)
     state, named = output.ledger.driver, output.ledger.driver_process
@@ -99,6 +101,29 @@ def job_status(url: str) -> JobStatus:
 
 def _of_output(url: str) -> OutputStatus:
     return OutputStatus(url, is_complete(url), ledger_status(ledger_url(url)))
+
+
+def _measurements(where: str) -> list[str]:
+    """Return what an index or a filter map at ``where`` is measured into, by image, as far as begun."""
+    beside = ledger_url(where)
+    images = [n for n in locations.list_names(beside) if n.isdecimal()]
+    folders = [locations.join(beside, n) for n in sorted(images, key=int)]
+    found = [(folder, name) for folder in folders for name in locations.list_names(folder)]
+    measured = [locations.join(folder, name) for folder, name in found if name.endswith(".zarr.ledger")]
+    return [url.removesuffix(".ledger") for url in measured if Ledger.is_begun(url)]
+
+
+def _of_measurements(where: str, measured: list[str]) -> JobStatus:
+    """Return the status of an index or a filter map: it is written last, when all is measured."""
+    outputs = []
+    for url in measured:
+        found = ledger_status(ledger_url(url))
+        done = bool(found.steps) and all(s.batches_done == s.batches for s in found.steps)
+        outputs.append(OutputStatus(url, done, found))
+    driver, named = driver_state(ledger_url(where))
+    done = is_complete(where) and all(output.is_complete for output in outputs)
+    advice = _next(done, driver, "the same command again")
+    return JobStatus(where, done, driver, named, (), tuple(outputs), advice)
 
 
 def _of_run(where: str, own: str) -> JobStatus:

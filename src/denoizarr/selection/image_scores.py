@@ -8,6 +8,7 @@ from typing import Any
 import xarray as xr
 
 from denoizarr.engine.ledger import Ledger
+from denoizarr.engine.shares import Share
 from denoizarr.stores.images import reader_of
 from denoizarr.stores.sources import ImageReader
 
@@ -65,6 +66,7 @@ def score_image(
     client: Any = None,
     threads: int = 1,
     progress: bool = True,
+    share: Share | None = None,
 ) -> ImageScores:
     """Measure what the settings ask for.
 
@@ -82,6 +84,14 @@ def score_image(
     threads : int
         Without a client.
     progress : bool
+    share : Share, optional
+        Do only this share, of all but regions of interest, which come last and read a coarse level; needs
+        places.
+
+    Raises
+    ------
+    ShareDone
+        The share of a pass is done, and not all the others.
     """
     where = places or ScorePlaces()
     how: dict[str, Any] = {"client": client, "threads": threads, "progress": progress}
@@ -98,6 +108,7 @@ def score_image(
             coverage=coverage,
             destination=where.filter_map,
             ledger=_ledger(where.filter_map, reader_of(image), settings),
+            share=share,
             **how,
         )
         counted = found.statistics
@@ -113,9 +124,10 @@ def score_image(
             reader=reader,
             destination=where.mask,
             ledger=_ledger(where.mask, reader, settings),
+            share=share,
             **how,
         ).maps["mask"]
-    if settings.roi is not None:
+    if settings.roi is not None and share is None:
         ledger = _ledger(where.roi, reader_of(image), settings, roi=settings.roi.level_identity())
         if where.roi is None:
             # A cluster has nowhere to put them.

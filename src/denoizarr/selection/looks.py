@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from denoizarr.engine.shares import Share
 from denoizarr.errors import BadRequest
 from denoizarr.figures.canvas import png_of
 from denoizarr.stores import locations
@@ -35,8 +36,9 @@ def look_at_filter_map(
     t_idx: int | None = None,
     z_idx: int | None = None,
     threads: int = 1,
+    share: Share | None = None,
 ) -> dict[str, Any]:
-    """Write a filter map and say what it shows.
+    """Write a filter map and say what it shows; of a share, what is left to do.
 
     Returns
     -------
@@ -45,7 +47,11 @@ def look_at_filter_map(
     """
     _check_plot(plot)
     _check_plane(as_images(url)[0], t=t_idx, z=z_idx)
-    found = write_filter_map(url, destination, patch_size, patch_filter, mask=mask, threads=threads)
+    found = write_filter_map(
+        url, destination, patch_size, patch_filter, mask=mask, threads=threads, share=share
+    )
+    if found is None:
+        return _of_share("map", destination, share)
     resolved = patch_filter.resolved(found)
     given = getattr(patch_filter, patch_filter.threshold_name) is not None
     origin = "as told" if given else "the default"
@@ -104,8 +110,9 @@ def look_at_index(
     seed: int = 0,
     plot: Path | None = None,
     threads: int = 1,
+    share: Share | None = None,
 ) -> dict[str, Any]:
-    """Write an index and say what it holds.
+    """Write an index and say what it holds; of a share, what is left to do.
 
     Returns
     -------
@@ -123,7 +130,10 @@ def look_at_index(
         filtered_patch_prob=filtered_patch_prob,
         seed=seed,
         threads=threads,
+        share=share,
     )
+    if index is None:
+        return _of_share("index", destination, share)
     lines = [f"index {destination}", *_thresholds_in(index.settings), index.summary()]
     if plot is not None:
         origins = index.sample(_DRAWN, seed)
@@ -142,6 +152,13 @@ def look_at_index(
         "background": index.n_background,
         "settings": index.settings,
     }
+
+
+def _of_share(kind: str, destination: str, share: Share | None) -> dict[str, Any]:
+    assert share is not None, "all of it has been measured"
+    shown = f"{share.number}/{share.count}"
+    left = "when all are, run once more without --blocks to finish"
+    return {"lines": [f"share {shown} of {destination} is done; {left}"], kind: destination, "blocks": shown}
 
 
 def _thresholds_in(settings: Mapping[str, Any]) -> list[str]:

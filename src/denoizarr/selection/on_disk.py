@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import xarray as xr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from denoizarr.engine.driver_lock import only_driver
+from denoizarr.engine.shares import Share
 from denoizarr.errors import BadRequest, IncompleteOutput, OutputExists
 from denoizarr.images.output import check_apart
 from denoizarr.stores import locations
@@ -34,6 +36,7 @@ from .index_builder import index_of
 from .index_settings import IndexSettings, checked_settings
 from .patch_index import PatchIndex
 from .regions_of_interest import RegionOfInterest
+from .survey import ShareDone
 
 _KEY = "denoizarr.filter_map"
 _STATISTICS = "denoizarr.statistics"
@@ -52,8 +55,12 @@ def write_index(
     client: Any = None,
     threads: int = 1,
     progress: bool = True,
-) -> PatchIndex:
+    share: Share | None = None,
+) -> PatchIndex | None:
     """Build an index as :func:`denoizarr.build_index` does, and save it; run again to go on after a kill.
+
+    With a ``share``, that share of the images is measured, and nothing else is done nor returned: a call
+    without one does the rest.
 
     Raises
     ------
@@ -74,6 +81,9 @@ def write_index(
     for reader in (*map(reader_of, images), *settings.masks):
         check_apart(url, reader.urls)
     index_file.check_replaceable(url)
+    if share is not None:
+        _measure_share(url, images, settings, share, True, threads, progress)
+        return None
     with only_driver(f"{url}.ledger"):
         scores = [
             score_image(
@@ -91,6 +101,30 @@ def write_index(
         index = index_of(scores, settings)
         index.save(url)
     return index
+
+
+def _measure_share(
+    url: str,
+    images: Sequence[xr.DataArray],
+    settings: IndexSettings,
+    share: Share,
+    statistics: bool,
+    threads: int,
+    progress: bool,
+) -> None:
+    """Measure a share of every image; what a pass needs of the other shares, a later call finds."""
+    for number, opened in enumerate(images):
+        with contextlib.suppress(ShareDone):
+            score_image(
+                opened,
+                settings,
+                number,
+                places=_places(url, number, opened, settings),
+                statistics=statistics,
+                threads=threads,
+                progress=progress,
+                share=share,
+            )
 
 
 def _places(url: str, number: int, image: xr.DataArray, settings: IndexSettings) -> ScorePlaces:
@@ -128,7 +162,8 @@ def write_filter_map(
     client: Any = None,
     threads: int = 1,
     progress: bool = True,
-) -> xr.DataArray:
+    share: Share | None = None,
+) -> xr.DataArray | None:
     """Compute a filter map and save it; run again to go on after a kill.
 
     Parameters
@@ -147,11 +182,13 @@ def write_filter_map(
     threads : int
         Without a client.
     progress : bool
+    share : Share, optional
+        Measure this share of the image and no more; a call without one does the rest.
 
     Returns
     -------
-    DataArray
-        The saved map, lazy.
+    DataArray or None
+        The saved map, lazy; None of a share.
     """
     url = str(destination)
     images = as_images(image)
@@ -172,6 +209,9 @@ def write_filter_map(
     for reader in (reader_of(opened), *settings.masks):
         check_apart(url, reader.urls)
     _check_replaceable(url)
+    if share is not None:
+        _measure_share(url, [opened], settings, share, settings.mask_filter is None, threads, progress)
+        return None
     with only_driver(f"{url}.ledger"):
         found = score_image(
             opened,

@@ -112,6 +112,15 @@ def begin(
     return RegionArrays(group, destination, scores, fresh, folder)
 
 
+def is_begun(destination: str, key: str, sweep: Sweep, scores: tuple[Score, ...]) -> bool:
+    """Tell whether the group of just this survey is there, with all its arrays."""
+    found = (own_groups.attributes_at(destination) or {}).get(_KEY) if locations.exists(destination) else None
+    if found != key:
+        return False
+    group = locations.open_group(destination, "r")
+    return all(_array_name(score, sweep.cells) in group for score in scores)
+
+
 def _begin_at(destination: str, key: str, *, owned: bool) -> tuple[zarr.Group, bool]:
     begun = locations.exists(destination) and locations.list_names(destination)
     found = (own_groups.attributes_at(destination) or {}).get(_KEY) if begun else None

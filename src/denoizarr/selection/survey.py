@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 
 from denoizarr.engine.ledger import Ledger
 from denoizarr.engine.runner import Record, Step, run_step
+from denoizarr.engine.shares import Share
 from denoizarr.errors import BadRequest, DegenerateData, MetadataError
 from denoizarr.geometry.boxes import Box
+from denoizarr.images.shared import once_among_processes
 from denoizarr.kernels.statistics import Moments, moments_of
 from denoizarr.stores.images import ImageLike, as_image, reader_of
 from denoizarr.stores.records import digest
@@ -61,6 +63,10 @@ class Survey:
     maps: dict[str, xr.DataArray]
 
 
+class ShareDone(Exception):  # noqa: N818  # it went well
+    """A share of a pass is done, and the next one needs what the other shares have still to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Work:
     """What a task of the survey gets; small, and picklable where the image and the destination have a URL.
@@ -89,6 +95,7 @@ def survey(
     progress: bool = True,
     coverage: float | None = None,
     reader: ImageReader | None = None,
+    share: Share | None = None,
 ) -> Survey:
     """Score an image and count its voxels, block by block.
 
@@ -127,6 +134,8 @@ def survey(
         A channel is constant.
     OutputExists
         Something else lies at ``destination``.
+    ShareDone
+        The share of a pass is done, and not all the others.
     """
     if destination is None and ledger is not None:
         raise BadRequest("a resumable survey needs a destination for its scores")
@@ -138,11 +147,14 @@ def survey(
     # Of an image that only this process has, the identity may be a digest of all its voxels.
     identity = {} if destination is None else voxels.identity
     key = digest([identity, list(cells.shape), list(cells.patch), list(sweep.grid.step)])
-    stored = region_arrays.begin(
-        None if destination is None else str(destination), key, sweep, scores, owned=ledger is not None
-    )
     # Records are found by this name: those of another image, or of other scores, are never taken for these.
     tag = digest([key, [[s.name, s.coverage_for(cells)] for s in scores]])[:12]
+    where = None if destination is None else str(destination)
+    if share is not None:
+        assert where is not None, "a share is of a survey that is kept"
+        assert ledger is not None, "a share is told by its records"
+        _begin_shared(where, key, sweep, scores, ledger, tag)
+    stored = region_arrays.begin(where, key, sweep, scores, owned=ledger is not None)
     if stored.fresh and ledger is not None:
         # The scores that its records vouch for are gone, or never were.
         ledger.forget(ending=f"-{tag}")
@@ -158,13 +170,20 @@ def survey(
         fold: Callable[[Record], Any],
     ) -> None:
         step = Step(f"{name}-{tag}", task, spec, len(sweep.grid), _blocks_per_batch(sweep, voxels), merge)
+        how: dict[str, Any] = {
+            "ledger": ledger,
+            "client": client,
+            "threads": min(threads, most_threads),
+            "progress": progress,
+            "label": _label(name, scores),
+        }
+        if share is not None and ledger is not None:
+            run_step(step, **how, share=share, fold=lambda _: None)
+            if not ledger.holds(step.name, step.n_batches):
+                raise ShareDone
         run_step(
             step,
-            ledger=ledger,
-            client=client,
-            threads=min(threads, most_threads),
-            progress=progress,
-            label=_label(name, scores),
+            **how,
             sink=None if spec.destination is not None else lambda record: _receive(stored, sweep, record),
             # One at a time: an image has many, and a histogram takes half a megabyte.
             fold=lambda record: fold(record["results"]),
@@ -188,6 +207,22 @@ def survey(
     statistics = ImageStatistics(tuple(ChannelStatistics(moments[c]) for c in sorted(moments)))
     maps = {s.name: labelled(region_arrays.finished(stored, s, cells), opened, cells, s) for s in scores}
     return Survey(statistics, maps)
+
+
+def _begin_shared(
+    destination: str, key: str, sweep: Sweep, scores: tuple[Score, ...], ledger: Ledger, tag: str
+) -> None:
+    def make() -> None:
+        # Before anybody sees the new arrays, and puts records of his own.
+        ledger.forget(ending=f"-{tag}")
+        region_arrays.begin(destination, key, sweep, scores, owned=True)
+
+    once_among_processes(
+        ledger.url,
+        lambda: region_arrays.is_begun(destination, key, sweep, scores),
+        make,
+        where=destination,
+    )
 
 
 def _blocks_per_batch(sweep: Sweep, reader: ImageReader) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -25,15 +25,16 @@ from denoizarr.errors import (
 )
 from denoizarr.geometry.boxes import Box
 
-from . import locations
+from . import locations, records
 from .ome_zarr import DIMS
+from .records import digest
 from .sources import UNDECODABLE, Array, ImageReader
 from .tiff import open_tiff
 from .tiff_metadata import ForeignMetadata
 
 Kind = Literal["tiff", "png", "npy"]
 _KINDS: dict[str, Kind] = {".tif": "tiff", ".tiff": "tiff", ".btf": "tiff", ".png": "png", ".npy": "npy"}
-_PROBES_AT_ONCE = 16
+_PROBES_AT_ONCE, _FEW = 16, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +223,54 @@ def _png_header(path: str) -> tuple[tuple[int, ...], str]:
 @lru_cache(maxsize=8)
 def open_foreign(source: ForeignSource) -> ImageReader:
     """Open a foreign image for reading; dims come in the order t, c, z, y, x."""
+    return _reader_of(source, source, open_foreign)
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignListing:
+    """A foreign image of many files, by the object in which they are listed: what a task gets in their place.
+
+    Attributes
+    ----------
+    url : str
+    digest : str
+        Of what is listed there.
+    """
+
+    url: str
+    digest: str
+
+
+def listed_reader(source: ForeignSource, url: str) -> ImageReader:
+    """Return a reader that travels as the place of a listing, which ``write_listing`` writes."""
+    listing = ForeignListing(url, digest(asdict(source)))
+    return _reader_of(source, listing, open_listing)
+
+
+def write_listing(source: ForeignSource, url: str) -> None:
+    """List a foreign image's files where those who read it find them."""
+    records.write_json(url, asdict(source))
+
+
+@lru_cache(maxsize=2)
+def open_listing(listing: ForeignListing) -> ImageReader:
+    """Open a foreign image whose files are listed.
+
+    Raises
+    ------
+    MetadataError
+        Another image's are.
+    """
+    body = records.read_json(listing.url)
+    if digest(body) != listing.digest:
+        raise MetadataError("the list of files is another image's", where=listing.url)
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in body.items()
+    }
+    return _reader_of(ForeignSource(**fields), listing, open_listing)
+
+
+def _reader_of(source: ForeignSource, handle: Any, reopen: Callable[[Any], ImageReader]) -> ImageReader:
     order = tuple(source.axes.index(d) for d in DIMS if d in source.axes)
     stacked = len(source.paths) > 1
     shape = tuple(source.shape[i] for i in order)
@@ -247,13 +296,14 @@ def open_foreign(source: ForeignSource) -> ImageReader:
         dtype=np.dtype(source.dtype),
         chunks=tuple(min(chunk[i], source.shape[i]) for i in order),
         identity={
-            "files": list(source.paths),
-            "sizes": list(source.sizes),
+            # Of a hundred thousand files, the names alone would be megabytes in every ledger.
+            "files": list(source.paths) if len(source.paths) <= _FEW else digest(list(source.paths)),
+            "sizes": list(source.sizes) if len(source.paths) <= _FEW else digest(list(source.sizes)),
             "axes": "".join(source.axes),
         },
         name=source.paths[0] if not stacked else f"{source.paths[0]} and {len(source.paths) - 1} more",
-        source=source,
-        reopen=open_foreign,
+        source=handle,
+        reopen=reopen,
         urls=source.paths,
     )
 

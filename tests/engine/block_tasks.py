@@ -76,6 +76,8 @@ def freeze_once(spec: str, block: int) -> dict[str, Any]:
     """Stop this worker in the middle of block 3, the first time, as a machine that hangs does."""
     if block == 3 and locations.create(locations.join(spec, "frozen"), str(os.getpid()).encode()):
         os.kill(os.getpid(), signal.SIGSTOP)
+        # On a busy machine the signal takes another thread first, and this one would go on.
+        threading.Event().wait(0.3)
     return {"block": block, "pid": os.getpid()}
 
 

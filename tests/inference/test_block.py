@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import denoizarr.inference.block as blocks
+from denoizarr.cli.app import told
+from denoizarr.engine.summary import RunSummary, added
 from denoizarr.errors import BadRequest, LedgerMismatch, MemoryLimitTooSmall
 from denoizarr.geometry.boxes import Box
 from denoizarr.inference.block import compute_box, halved, is_out_of_memory, read_box
@@ -249,6 +251,14 @@ def test_a_block_that_does_not_fit_is_computed_in_smaller_tiles(
     assert 32 <= sum(size <= 120 * 120 for size in tried) <= 34, "16 small tiles of each, corners aside"
     records = [json.loads(p.read_text()) for p in (tmp_path / "short.ledger" / "level-0").glob("0*.json")]
     assert [r["tile_shape"] for record in records for r in record["results"]] == [[64, 64]] * 2
+
+
+def test_it_is_said_to_who_ran_it() -> None:
+    counts = {"destination": "o", "blocks_total": 9, "blocks_done": 9, "blocks_skipped": 0}
+    short, plenty = RunSummary(**counts, blocks_in_smaller_tiles=2), RunSummary(**counts)
+    assert "too short for 2 of 9 blocks" in told(short)
+    assert "too short" not in told(plenty)
+    assert added("o", [short, plenty, short]).blocks_in_smaller_tiles == 4
 
 
 def test_memory_that_is_too_short_for_half_a_tile_ends_the_block_by_name(

@@ -37,6 +37,8 @@ def test_who_does_the_work_is_not_the_jobs_identity():
     assert job.identity() == other.identity()
     assert job.identity() != JobConfig.load({**SMALLEST, "stage1": {"seed": 1}}).identity()
     assert job.identity() != JobConfig.load({**SMALLEST, "cluster": {"memory_limit": "1GiB"}}).identity()
+    fast = JobConfig.load({**SMALLEST, "output": {"url": "run", "precision": "bfloat16"}})
+    assert job.identity() != fast.identity(), "of another precision are other voxels"
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def predict(
     from denoizarr.engine.cluster import ClusterSettings, open_client
     from denoizarr.engine.shares import Share
     from denoizarr.inference.predict import predict as run_predict
-    from denoizarr.inference.prediction import parse_bytes
+    from denoizarr.inference.prediction import parse_bytes, plan_prediction
     from denoizarr.stores.images import as_images
     from denoizarr.training.denoiser import Denoiser
 
@@ -196,7 +196,11 @@ def predict(
     limit = parse_bytes(memory_limit)
     # Before a cluster is started for nothing.
     denoiser = Denoiser.load(model, precision=precision)  # type: ignore[arg-type]  # it checks it
-    as_images(source)
+    planned = [
+        plan_prediction(denoiser, image, destination, memory_limit=limit, dtype=dtype)
+        for image in as_images(source, missing=missing)  # type: ignore[arg-type]  # open_image checks it
+    ]
+    batches = sum(of_image.batches for of_image in planned)
     address = None if cluster == "local" else cluster
     settings = ClusterSettings("local" if address is None else "address", workers or "auto", limit, address)
     with ExitStack() as stack:
@@ -204,7 +208,7 @@ def predict(
             denoiser,
             source,
             destination,
-            client=None if share is not None else stack.enter_context(open_client(settings)),
+            client=None if share is not None else stack.enter_context(open_client(settings, at_most=batches)),
             memory_limit=limit,
             dtype=dtype,
             missing=missing,  # type: ignore[arg-type]  # open_image checks it and says what it may be

@@ -171,6 +171,8 @@ def denoise_box(
     box: Box,
     tile_shape: tuple[int, ...],
     dtype: np.dtype[np.generic],
+    *,
+    at_once: int | None = None,
 ) -> tuple[Array, list[str]]:
     """Return the denoised voxels of ``box`` and the names of the chunks that were absent.
 
@@ -185,13 +187,15 @@ def denoise_box(
         Largest valid part of a tile along the model's axes, in voxels.
     dtype : numpy.dtype
         Of the result; integers are rounded half to even and clipped.
+    at_once : int, optional
+        Tiles at a time; by default as many as this process has cores.
 
     Raises
     ------
     NonFiniteData, MissingChunk, CorruptChunk, MemoryLimitTooSmall
     """
     raw = read_box(denoiser, reader, box)
-    values, _ = compute_box(denoiser, raw, tile_shape, dtype, str(box))
+    values, _ = compute_box(denoiser, raw, tile_shape, dtype, str(box), at_once=at_once)
     return values, raw.absent
 
 
@@ -231,6 +235,7 @@ def compute_box(
     dtype: np.dtype[np.generic],
     label: str,
     threads: int = 1,
+    at_once: int | None = None,
 ) -> tuple[Array, tuple[int, ...]]:
     """Denoise what was read; where memory is too short for it, once more in tiles of half the sides.
 
@@ -246,6 +251,8 @@ def compute_box(
         What the log calls the block.
     threads : int
         Of torch, for each tile.
+    at_once : int, optional
+        Tiles at a time; by default as many as this process has cores, and one on a GPU.
 
     Returns
     -------
@@ -258,14 +265,18 @@ def compute_box(
     MemoryLimitTooSmall
         Memory is too short for the smaller tiles, too.
     """
-    found = _without_memory_errors(denoiser, raw, tile_shape, dtype, threads)
+    if at_once is None:
+        # A GPU computes one tile at a time with all that it has.
+        at_once = 1 if denoiser.device.type == "cuda" else cores_of_process()
+    how = _How(np.dtype(dtype), threads, at_once)
+    found = _without_memory_errors(denoiser, raw, tile_shape, how)
     if found is not None:
         return found, tile_shape
     smaller = halved(tile_shape, raw.box.shape[-len(tile_shape) :], denoiser.stride)
     if denoiser.device.type == "cuda":
         torch.cuda.empty_cache()
     _LOG.warning("%s: out of memory in tiles of %s; once more in tiles of %s", label, tile_shape, smaller)
-    found = _without_memory_errors(denoiser, raw, smaller, dtype, threads)
+    found = _without_memory_errors(denoiser, raw, smaller, how)
     if found is None:
         raise MemoryLimitTooSmall(
             "out of memory, in smaller tiles too",
@@ -276,48 +287,45 @@ def compute_box(
     return found, smaller
 
 
+@dataclass(frozen=True, slots=True)
+class _How:
+    """How tiles are computed: into which type, with how many threads each, how many at a time."""
+
+    dtype: np.dtype[np.generic]
+    threads: int
+    at_once: int
+
+
 def _without_memory_errors(
-    denoiser: Denoiser,
-    raw: RawBlock,
-    tile_shape: tuple[int, ...],
-    dtype: np.dtype[np.generic],
-    threads: int,
+    denoiser: Denoiser, raw: RawBlock, tile_shape: tuple[int, ...], how: _How
 ) -> Array | None:
     """Return the voxels, or None for want of memory: an error would hold all that its frames hold."""
     try:
-        return _in_tiles(denoiser, raw, tile_shape, dtype, threads)
+        return _in_tiles(denoiser, raw, tile_shape, how)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             return None
         raise
 
 
-def _in_tiles(
-    denoiser: Denoiser,
-    raw: RawBlock,
-    tile_shape: tuple[int, ...],
-    dtype: np.dtype[np.generic],
-    threads: int,
-) -> Array:
+def _in_tiles(denoiser: Denoiser, raw: RawBlock, tile_shape: tuple[int, ...], how: _How) -> Array:
     lead = len(raw.box.shape) - len(tile_shape)
     valid = Box(raw.box.start[lead:], raw.box.stop[lead:])
     tiles = tiles_of(valid, tile_shape, raw.shape, denoiser.halo, denoiser.stride)
     planes = list(product(*(range(n) for n in raw.box.shape[:lead])))
-    output = np.empty(raw.box.shape, dtype)
+    output = np.empty(raw.box.shape, how.dtype)
 
     def run(number: int) -> Record:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(how.threads)
         at, tile = planes[number // len(tiles)], tiles[number % len(tiles)]
         axis = raw.channel_axis
         channel = 0 if axis is None else raw.box.start[axis] + at[axis]
         result = denoiser.run_tile(_padded(raw, at, tile), channel=channel)
         kept = result[tile.valid.relative_to(tile.read.start).slices]
-        output[at][tile.valid.relative_to(valid.start).slices] = cast_intensities(kept, dtype)
+        output[at][tile.valid.relative_to(valid.start).slices] = cast_intensities(kept, how.dtype)
         return {}
 
-    # A GPU computes one tile at a time with all that it has.
-    at_once = 1 if denoiser.device.type == "cuda" else cores_of_process()
-    run_side_by_side(run, len(planes) * len(tiles), at_once)
+    run_side_by_side(run, len(planes) * len(tiles), how.at_once)
     return output
 
 

@@ -26,6 +26,7 @@ from denoizarr.stores.periodic import WaveTable
 from denoizarr.stores.sources import ImageReader
 from denoizarr.stores.strict import Missing
 from denoizarr.training.denoiser import Denoiser, Precision
+from denoizarr.training.exactness import multiplies_bfloat16
 from denoizarr.training.memory import freed_memory_kept
 from denoizarr.training.own_network import OwnNetwork
 
@@ -172,6 +173,12 @@ def _predict_one(
         _LOG.warning("%s: %s", planned.reader.name, warning)
     _LOG.info("%s: %s", planned.reader.name, planned.in_words())
     place = place_of(client)
+    if (
+        client is None
+        and (place.device, model.precision) == ("cpu", "bfloat16")
+        and not multiplies_bfloat16()
+    ):
+        _LOG.warning("this processor does not multiply bfloat16 in hardware: float32 is as fast, or faster")
     model_url = locations.join(ledger_url(planned.layout.url), "model.safetensors")
     identity = {
         "kind": "predict",

@@ -79,7 +79,9 @@ def measure_blocks(denoiser: Denoiser, planned: Prediction, n_blocks: int = 3) -
         for block in [chosen[0], *chosen]:
             box = units.box(block)
             started = time.perf_counter()
-            values, _ = denoise_box(denoiser, planned.reader, box, planned.tile_shape, np.dtype(layout.dtype))
+            values, _ = denoise_box(
+                denoiser, planned.reader, box, planned.tile_shape, np.dtype(layout.dtype), at_once=1
+            )
             write_box(array, box, values)
             seconds.append(time.perf_counter() - started)
             read += _read_bytes(denoiser, planned, box)

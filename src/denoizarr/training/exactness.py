@@ -67,3 +67,9 @@ def step_precision(asked: str, device: torch.device) -> str:
     else:
         fast = bool(torch.cpu.get_capabilities().get("amx_bf16"))
     return "bfloat16" if fast else "float32"
+
+
+def multiplies_bfloat16() -> bool:
+    """Tell whether this processor does so in hardware; without, bfloat16 is slower than float32."""
+    # Intel's, AMD's and Arm's instructions for it all have it in their names.
+    return any(has for name, has in torch.cpu.get_capabilities().items() if "bf16" in name)

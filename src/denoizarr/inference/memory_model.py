@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from denoizarr.errors import BadRequest
 
 # Resident memory of a worker before its first block: torch, zarr, distributed. 360 to 410 MiB where it has
-# done nothing else, and up to 600 where a job's earlier steps have left numba and scipy there.
-BASE_BYTES = 640 * 2**20
+# done nothing else, and up to 700 where a job's earlier steps have left numba, scipy and freed memory there.
+BASE_BYTES = 768 * 2**20
 # One block is computed, the next one is read and the last one is written meanwhile.
 BLOCKS_IN_FLIGHT = 3
 # zarr reads and decodes so many chunks at a time (its setting async.concurrency).

@@ -8,6 +8,7 @@
                   and, of that one, what its chunks are while they are decoded
                   result of the block that is computed, and of the last one (written meanwhile):
                   itself, encoded, and read back to be compared
+    pyramid       afterwards: what lies below a block of a coarser level, and its sums
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from dataclasses import dataclass
 from denoizarr.engine.stages import BLOCKS_AHEAD, BLOCKS_BEHIND
 from denoizarr.errors import BadRequest
 
-# Resident memory of a worker that has done one small block: torch, zarr, distributed and what they keep;
-# measured 560 to 650 MiB, rounded up.
+# Resident memory of a worker before its first block: torch, zarr, distributed. 360 to 410 MiB where it has
+# done nothing else, and up to 700 where a job's earlier steps have left numba, scipy and freed memory there.
 BASE_BYTES = 768 * 2**20
 # zarr reads and decodes so many chunks at a time (its setting async.concurrency).
 _CHUNKS_AT_ONCE = 10
 # Of a result that is written: itself, encoded chunk by chunk and joined to a shard, or read back.
 _RESULT_WRITTEN = 3
+# Of a voxel that is averaged: itself, encoded, and half of a sum, then a quarter of one besides.
+_SUM_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,10 @@ class MemoryModel:
         result = block_voxels * self.output_bytes
         around = block_read + BLOCKS_AHEAD * reading + result + BLOCKS_BEHIND * _RESULT_WRITTEN * result
         return BASE_BYTES + tile_voxels * self.tile_bytes + around
+
+    def pyramid_bytes(self, voxels_below: int) -> int:
+        """Return the projected peak of a worker that averages so many voxels to a block of the next level."""
+        return BASE_BYTES + voxels_below * (2 * self.output_bytes + _SUM_BYTES * 3 // 4)
 
 
 def parse_bytes(text: str | int, where: str = "memory_limit") -> int:

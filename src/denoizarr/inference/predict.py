@@ -82,7 +82,7 @@ def predict(
     memory_limit : str or int
         Per worker process, or per thread where there is no client.
     tile_shape : sequence of int, optional
-        Valid voxels of a tile along the model's axes; by default the largest that fits the limit.
+        Valid voxels of a tile along the model's axes; by default chosen, with the shards, under the limit.
     dtype : optional
         Of the output; the input's by default. Integers are rounded half to even and clipped.
     ome_version, chunks, shards, levels

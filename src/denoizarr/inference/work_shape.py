@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 
 import numpy as np
@@ -232,6 +232,7 @@ class _Candidates:
             prod(a.most_touched for a in first),
         )
         self._tiles = self._product("widest_tile")
+        self._pyramid = work.memory.pyramid_bytes(self._below()) if work.factors else 0
 
     def _along(self, axis: int, side: int) -> AxisAmounts:
         w = self.work
@@ -254,14 +255,14 @@ class _Candidates:
         return self._peak(int(self._tiles.min()))
 
     def _peak(self, tile_voxels: int) -> int:
-        return self.work.memory.peak_bytes(tile_voxels, *self._around)
+        return max(self.work.memory.peak_bytes(tile_voxels, *self._around), self._pyramid)
 
     def best(self, limit_bytes: int) -> WorkShape | None:
         """Return the cheapest tile under the limit, if any is."""
         costs = self._costs()
-        around = self._peak(0)
+        around = self.work.memory.peak_bytes(0, *self._around)
         allowed = self._tiles * self.work.memory.tile_bytes + around <= limit_bytes
-        if not allowed.any():
+        if self._pyramid > limit_bytes or not allowed.any():
             return None
         cheapest = costs[allowed].min()
         near = allowed & (costs <= cheapest * _NEARLY)
@@ -278,6 +279,17 @@ class _Candidates:
         whole = work.cost * (self._product("computed") + _TILE * self._product("tiles"))
         whole = whole + _DECODE * (self._decoded + self._again()) + _BLOCK * self._blocks
         return np.asarray(whole / self._blocks * (ceil_div(self._blocks, _WORKERS) * _WORKERS))
+
+    def _below(self) -> int:
+        """Return the most voxels that are averaged to one block of a coarser level."""
+        levels = [(1,) * len(self.block), *self.work.factors]
+        return max(
+            prod(
+                min(b * (c // f), ceil_div(n, f))
+                for b, n, f, c in zip(self.block, self.work.shape, finer, coarser, strict=True)
+            )
+            for finer, coarser in pairwise(levels)
+        )
 
     def _again(self) -> float:
         """Return the voxels that are read again for the pyramid: those of the last level written along."""

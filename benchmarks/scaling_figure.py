@@ -132,7 +132,7 @@ def draw(found: Found, path: Path) -> None:
     """Write the picture as PNG."""
     figure = canvas.new_canvas(
         "How much of their time workers are at work, from 1 to 10,000 of them",
-        f"Simulated by the engine's rules; in real runs of 1 to 16 workers the simulator is within 15 %. "
+        f"Simulated by the engine's rules; docs/benchmarks.md says how near that is to real runs of 1 to 16. "
         f"Costs: a CPU core denoises 0.44 million voxels a second (the standard network, measured), a GPU "
         f"20 million (assumed). Blocks are 2048 x 2048 voxels of uint16, "
         f"{BLOCK_VOXELS * VOXEL_BYTES * STORED / 1e6:.0f} MB as stored; each is read once and written "

@@ -66,7 +66,7 @@ def test_real_runs_are_measured_beside_simulated_ones(
 
     changes = {"workers": [2], "seconds": 0.05, "batches_per_worker": 6, "calibration_batches": 20, "runs": 1}
     groups = scaling.groups({**scaling.OPTIONS, **changes}, tmp_path)
-    assert [group.title for group in groups] == list(scaling.KINDS)
+    assert [group.title for group in groups] == [*scaling.KINDS, "real network"]
     (side,) = groups[0].sides
     result = harness.run_side("scaling", side, harness.Place(tmp_path, tmp_path))
     assert result["real_seconds"] > 6 * 0.05

@@ -8,6 +8,9 @@ scheduler is in the process that is measured.
 *even*: batches of one length. *random*: of a logarithmic normal one. *few*: two and a half for each worker,
 where the last ones decide. *store*: a part of each batch holds a lock that all workers share, as bytes do
 that pass a store one after another. *slow driver*: each batch costs the driver 25 ms more.
+
+*real network*: the standard network over 8 planes of 1024 x 1024 on one worker process and on two, without
+the start of the cluster: what a second core is worth.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ OPTIONS = {
     "batches_per_worker": 12,
     "calibration_batches": 600,
     "runs": 2,
+    "planes": 8,
 }
 # Batches for each worker, standard deviation of a batch's seconds over their mean, seconds at the shared
 # lock, and seconds of the driver besides its own.
@@ -73,7 +77,19 @@ def groups(options: dict[str, Any], folder: Path) -> list[Group]:
         rows.append(Row(f"{largest}: efficiency of the real run", largest, quantity="efficiency"))
         rows.append(Row("driver, ms of CPU a batch", largest, quantity="driver_ms"))
         found.append(Group(kind, sides, rows))
-    return found
+    sides = [
+        Side(
+            f"{workers} of the network",
+            "real_network",
+            {"workers": workers, "planes": options["planes"], "folder": str(folder / f"network-{workers}")},
+            warm_up=False,
+            min_seconds=0,
+        )
+        for workers in (1, 2)
+    ]
+    one, two = (side.name for side in sides)
+    row = Row("two workers, times the speed of one", two, one, quantity="wall_seconds", faster=True)
+    return [*found, Group("real network", sides, [row])]
 
 
 def sleep(spec: tuple[list[float], float, str], block: int) -> dict[str, str]:
@@ -194,3 +210,40 @@ def _told(pipes: list[int], address: str) -> Iterator[None]:
         os.write(pipe, address.encode())
         os.close(pipe)
     yield
+
+
+def real_network(settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    import atexit
+    from contextlib import ExitStack
+
+    import numpy as np
+    import torch
+
+    from denoizarr.engine.cluster import ClusterSettings, open_client
+    from denoizarr.images.save import save_image
+    from denoizarr.inference.predict import predict
+    from denoizarr.kernels.unet import NetworkShape, build_network
+    from denoizarr.training.denoiser import Denoiser
+    from denoizarr.training.normalisation import Normalisation
+
+    torch.manual_seed(0)
+    shape = NetworkShape(features=32, depth=2)
+    denoiser = Denoiser(shape, build_network(shape).state_dict(), Normalisation((100.0,), (10.0,)))
+    folder = Path(settings["folder"])
+    shutil.rmtree(folder, ignore_errors=True)
+    planes = np.random.default_rng(0).poisson(100, (settings["planes"], 1024, 1024)).astype(np.uint16)
+    save_image(planes, folder / "in.ome.zarr", levels=1, chunks=(1, 512, 512))
+    save_image(planes[:, :64, :64], folder / "small.ome.zarr", levels=1, chunks=(1, 64, 64))
+    cluster = ExitStack()
+    atexit.register(cluster.close)
+    client = cluster.enter_context(open_client(ClusterSettings(workers=settings["workers"])))
+    options: dict[str, Any] = {"client": client, "progress": False, "levels": 1}
+    # What a worker loads at first is not the network's.
+    for number in range(settings["workers"]):
+        predict(denoiser, folder / "small.ome.zarr", folder / f"small-{number}", **options)
+
+    def work() -> dict[str, Any]:
+        predict(denoiser, folder / "in.ome.zarr", folder / "out", shards=(1, 512, 1024), **options)
+        return {"units": planes.size}
+
+    return work

@@ -114,7 +114,7 @@ def real_seconds(client, folder, costs, n_batches):
     return time.perf_counter() - began
 
 
-@pytest.mark.parametrize(("workers", "n_batches", "spread"), [(1, 4, 0.0), (4, 16, 0.0), (16, 48, 0.3)])
+@pytest.mark.parametrize(("workers", "n_batches", "spread"), [(1, 4, 0.0), (4, 16, 0.0), (8, 24, 0.3)])
 def test_real_workers_take_as_long_as_it_says(workers, n_batches, spread, tmp_path):
     """Within 15 %; benchmarks/run.py scaling has more of them, and in processes of their own."""
     costs = BatchCosts(0.4, driver_seconds=0.003, spread=spread)

@@ -105,3 +105,50 @@ def test_handlers_are_left_as_they_were() -> None:
     with StopSignals(wanted=True, says=""):
         assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] != before
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+LOST = """
+import os, signal, sys, threading, weakref
+from denoizarr.cli import app, main, stopping
+
+stopping._LOOK_SECONDS = 0.02
+
+class Thing:
+    pass
+
+def ask(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+@app.command()
+def work(how: str) -> None:
+    if how == "forgotten":
+        thing = Thing()
+        kept = weakref.ref(thing, ask)
+        del thing
+    elif how == "taken":
+        try:
+            ask()
+        except Exception:
+            print("taken", flush=True)
+    else:
+        try:
+            ask()
+        finally:
+            for _ in range(20):
+                threading.Event().wait(0.01)
+            print("cleaned", flush=True)
+    threading.Event().wait(100)
+    print("went on", flush=True)
+
+main(["work", sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize(("how", "said"), [("forgotten", ""), ("taken", "taken"), ("cleaning", "cleaned")])
+def test_a_signal_that_got_lost_is_obeyed_and_what_cleans_up_is_left_to_it(how: str, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOST, how], capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.returncode == 75, done.stderr
+    assert done.stdout.strip() == said
+    assert done.stderr.strip().splitlines()[-1].startswith("Stopped: stopped by SIGTERM; run the same")

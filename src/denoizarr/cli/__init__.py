@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 from typing import NoReturn
 
-from denoizarr.errors import DenoizarrError, Stopped
+from denoizarr.errors import DenoizarrError
 
 from . import images as images
 from . import jobs as jobs
@@ -17,6 +15,7 @@ from . import looking as looking
 from . import models as models
 from . import noise as noise
 from .app import app
+from .stopping import has_ended, obey_signals
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -30,17 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING, stream=sys.stderr
     )
     logging.getLogger("denoizarr").setLevel(logging.INFO)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
+    obey_signals()
     try:
         app(given, standalone_mode=True)
     except DenoizarrError as error:
+        has_ended()
         if "--debug" in given:
             raise
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         sys.exit(error.exit_status)
+    finally:
+        has_ended()
     sys.exit(0)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped(f"stopped by {signal.Signals(number).name}", remedy="run the same command again to resume")

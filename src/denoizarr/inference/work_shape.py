@@ -36,6 +36,9 @@ VOXELS_PER_SECOND = 0.44e6
 # In voxels that the standard network computes: to decode one voxel (between .003 of a CPU core and half of
 # a GPU), to begin a tile, to begin a block.
 _DECODE, _TILE, _BLOCK = 0.05, 1e3, 2e4
+# A layer of over 64 MiB, a seventh of a tile's bytes, is not kept by malloc for the next one: a sixth slower
+# (decision 014).
+_KEPT_BYTES, _NOT_KEPT = 7.5 * 64 * 2**20, 1.17
 # Of a CPU core: a block is what a kill costs, and what others wait for at the end. Smaller ones decode more.
 _LONGEST_SECONDS = 120.0
 _WORKERS = 4
@@ -276,7 +279,8 @@ class _Candidates:
     def _costs(self) -> Costs:
         """Return what everything takes on a few workers, idle ones included."""
         work = self.work
-        whole = work.cost * (self._product("computed") + _TILE * self._product("tiles"))
+        slower = np.where(self._tiles * work.memory.tile_bytes > _KEPT_BYTES, _NOT_KEPT, 1.0)
+        whole = work.cost * (slower * self._product("computed") + _TILE * self._product("tiles"))
         whole = whole + _DECODE * (self._decoded + self._again()) + _BLOCK * self._blocks
         return np.asarray(whole / self._blocks * (ceil_div(self._blocks, _WORKERS) * _WORKERS))
 

@@ -40,7 +40,7 @@ def steps_of(run):
 
 def test_both_stages_and_what_the_run_folder_holds(tmp_path):
     job = job_of(tmp_path, scan_noise(SHAPE))
-    job["output"]["keep_stage1"] = True
+    job["output"] |= {"keep_stage1": True, "chunks": [1, 256, 256], "shards": [1, 256, 256]}
     planned = plan(job)
     assert not planned.problems
     assert not (tmp_path / "run").exists(), "a dry run writes nothing"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from denoizarr.inference.memory_model import BASE_BYTES, BLOCKS_IN_FLIGHT, MemoryModel
+from denoizarr.engine.stages import BLOCKS_AHEAD, BLOCKS_BEHIND
+from denoizarr.inference.memory_model import BASE_BYTES, MemoryModel
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
 
@@ -45,9 +46,10 @@ def test_neighbours_in_flight_and_deep_chunks_count():
     model = MemoryModel(tile_bytes=960, input_bytes=2, output_bytes=2, chunk_voxels=10**6)
     nothing = model.peak_bytes(0, 0, 0, 0)
     assert model.peak_bytes(10**6, 0, 0, 0) - nothing == 960 * 10**6
+    in_flight = BLOCKS_AHEAD + 1 + BLOCKS_BEHIND
     # The block that is computed, the one that is read, and its encoded chunks.
-    assert model.peak_bytes(0, 10**6, 0, 0) - nothing >= BLOCKS_IN_FLIGHT * 2 * 10**6
-    assert model.peak_bytes(0, 0, 10**6, 0) - nothing >= BLOCKS_IN_FLIGHT * 2 * 10**6
+    assert model.peak_bytes(0, 10**6, 0, 0) - nothing >= in_flight * 2 * 10**6
+    assert model.peak_bytes(0, 0, 10**6, 0) - nothing >= in_flight * 2 * 10**6
     # Chunks are decoded whole, however little of them is wanted, but only some at a time.
     few, many, more = (model.peak_bytes(0, 10**5, 0, n) for n in (1, 10, 1000))
     assert few < many == more

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dask
@@ -114,12 +114,14 @@ def test_a_flipped_bit_in_kept_scores_has_a_name(image, tmp_path):
         index_at(image, tmp_path)
 
 
-def test_a_second_driver_is_refused(image, tmp_path, monkeypatch):
+def test_a_second_driver_is_refused(image, tmp_path):
     where = tmp_path / "index.zarr"
-    with only_driver(f"{where}.ledger"):
-        monkeypatch.setattr(os, "getpid", lambda: 1)
-        with pytest.raises(OutputLocked):
-            index_at(image, tmp_path)
+    with (
+        only_driver(f"{where}.ledger"),
+        ThreadPoolExecutor(1) as pool,
+        pytest.raises(OutputLocked, match="another thread"),
+    ):
+        pool.submit(index_at, image, tmp_path).result()
 
 
 def test_a_saved_map_of_two_values_comes_back_whole(image, tmp_path):

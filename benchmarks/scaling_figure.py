@@ -25,8 +25,8 @@ WORKERS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 TABLED = (10, 100, 1000, 10_000)
 VOXEL_BYTES, STORED = 2, 0.6
 BLOCK_VOXELS = 2048 * 2048
-# The halo of the standard network; a block is written once, and read back as voxels and as bytes.
-READ, WRITTEN = 1.05, 1 + 2
+# The halo of the standard network; a block is written once and read back once.
+READ, WRITTEN = 1.05, 1 + 1
 # Of client and scheduler, for a batch of one block; measured by ``run.py scaling``.
 DRIVER_SECONDS = 0.002
 SPREAD = 0.1
@@ -136,7 +136,7 @@ def draw(found: Found, path: Path) -> None:
         f"Costs: a CPU core denoises 0.44 million voxels a second (the standard network, measured), a GPU "
         f"20 million (assumed). Blocks are 2048 x 2048 voxels of uint16, "
         f"{BLOCK_VOXELS * VOXEL_BYTES * STORED / 1e6:.0f} MB as stored; each is read once and written "
-        f"once, and read back twice, at 200 MB/s a core and 1 GB/s a GPU. Client and scheduler need "
+        f"once, and read back once, at 200 MB/s a core and 1 GB/s a GPU. Client and scheduler need "
         f"{1000 * DRIVER_SECONDS:.0f} ms a batch, in one process for all. Where a line falls, "
         f"more workers hardly help, and its marker says what they wait for.",
         width=11.5,

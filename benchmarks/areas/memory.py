@@ -132,7 +132,8 @@ def ends(settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     from denoizarr.engine.runner import Step, run_step
     from denoizarr.images.output import begin_output
     from denoizarr.inference.block import PredictionSpec, denoise_block
-    from denoizarr.inference.prediction import parse_bytes, plan_prediction
+    from denoizarr.inference.memory_model import parse_bytes
+    from denoizarr.inference.prediction import plan_prediction
     from denoizarr.stores.images import as_image
 
     logging.getLogger("denoizarr").setLevel(logging.WARNING)
@@ -191,8 +192,9 @@ def _peak() -> int:
 def worker(settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     from denoizarr.engine.cluster import ClusterSettings, open_client
     from denoizarr.images.save import save_image
+    from denoizarr.inference.memory_model import parse_bytes
     from denoizarr.inference.predict import predict
-    from denoizarr.inference.prediction import parse_bytes, plan_prediction
+    from denoizarr.inference.prediction import plan_prediction
     from denoizarr.stores.images import open_image
 
     logging.getLogger("denoizarr").setLevel(logging.WARNING)

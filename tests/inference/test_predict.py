@@ -24,8 +24,9 @@ from denoizarr.errors import (
 from denoizarr.geometry.boxes import Box
 from denoizarr.images.save import save_image
 from denoizarr.inference.block import denoise_box
+from denoizarr.inference.memory_model import parse_bytes
 from denoizarr.inference.predict import predict
-from denoizarr.inference.prediction import parse_bytes, plan_prediction
+from denoizarr.inference.prediction import plan_prediction
 from denoizarr.kernels.unet import NetworkShape, build_network
 from denoizarr.stores.images import as_image, open_image, reader_of
 from denoizarr.training.denoiser import Denoiser

@@ -182,8 +182,9 @@ def predict(
     """
     from denoizarr.engine.cluster import ClusterSettings, open_client
     from denoizarr.engine.shares import Share
+    from denoizarr.inference.memory_model import parse_bytes
     from denoizarr.inference.predict import predict as run_predict
-    from denoizarr.inference.prediction import parse_bytes, plan_prediction
+    from denoizarr.inference.prediction import plan_prediction
     from denoizarr.stores.images import as_images
     from denoizarr.training.denoiser import Denoiser
 

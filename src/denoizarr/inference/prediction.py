@@ -24,9 +24,7 @@ from denoizarr.training.denoiser import Denoiser
 
 from .amounts import Amounts, Cut, amounts_of
 from .devices import batch_voxels
-from .memory_model import BASE_BYTES as BASE_BYTES
-from .memory_model import MemoryModel
-from .memory_model import parse_bytes as parse_bytes
+from .memory_model import MemoryModel, parse_bytes
 from .work_shape import Work, WorkShape, choose_work_shape, viewer_chunks
 
 # A batch is some seconds of a CPU core: the standard network does about half a megapixel a second.
@@ -34,7 +32,7 @@ PREDICTION_BATCH_VOXELS = 2 * 2**20
 # Of an output for which nobody asked. A volume's blocks are of many planes, so that no halo is as large as
 # they are, and still small; without shards a chunk is a block.
 _PLANE_CHUNK, _VOLUME_CHUNK, _VOLUME_BLOCK = (512, 512), (16, 128, 128), (64, 256, 256)
-_STANDARD_BYTES = 960  # of the standard network's bytes_per_voxel
+_STANDARD_BYTES = 1088  # of the standard network's bytes_per_voxel
 _METRES = {
     "angstrom": 1e-10,
     "nanometer": 1e-9,

@@ -32,8 +32,8 @@ from denoizarr.engine.summary import RunSummary, added, smaller_tiles_in_words
 from denoizarr.errors import BadRequest, DegenerateData, ImageNotFound, MetadataError
 from denoizarr.images.output import is_complete
 from denoizarr.images.periodic_record import images_of_record, periodic_record
+from denoizarr.inference.memory_model import parse_bytes
 from denoizarr.inference.predict import predict
-from denoizarr.inference.prediction import parse_bytes
 from denoizarr.report.page import write_report
 from denoizarr.selection.image_scores import ImageScores, score_image
 from denoizarr.selection.image_statistics import ImageStatistics

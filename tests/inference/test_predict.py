@@ -12,6 +12,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from denoizarr.engine.ledger import Ledger
 from denoizarr.errors import (
     BadRequest,
     IncompleteOutput,
@@ -271,3 +272,46 @@ def test_chunks_that_nobody_asked_for_divide_the_shards_that_someone_did(tmp_pat
     assert level.chunks[0] == 1
     assert level.shards is not None
     assert all(s % c == 0 for s, c in zip(level.shards, level.chunks, strict=True))
+
+
+def test_another_memory_limit_goes_on_with_the_blocks_and_tiles_of_the_first_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("denoizarr.inference.predict.PREDICTION_BATCH_VOXELS", 512 * 512)  # a block a batch
+    save_image(make_image((1024, 1024)), tmp_path / "in.ome.zarr", chunks=(128, 128), levels=1)
+    model, common = make_denoiser(), {"progress": False}
+    source, whole, resumed = (str(tmp_path / f"{name}.ome.zarr") for name in ("in", "whole", "resumed"))
+    image = open_image(source)
+    predict(model, source, whole, memory_limit="1GiB", **common)
+    predict(model, source, resumed, memory_limit="1GiB", share=(1, 2), **common)
+    alone = plan_prediction(model, image, tmp_path / "elsewhere", memory_limit="780MiB")
+    begun = plan_prediction(model, image, resumed, memory_limit="1GiB")
+    assert alone.tile_shape != begun.tile_shape
+    with pytest.raises(
+        MemoryLimitTooSmall, match=r"begun with.*at least 7[89]\d MiB; raise it, or begin anew"
+    ):
+        predict(model, source, resumed, memory_limit="780MiB", **common)
+    smallest = f"{-(-begun.bytes_per_worker // 2**20)}MiB"
+    assert plan_prediction(model, image, tmp_path / "elsewhere", memory_limit="3GiB") != begun
+    summary = predict(model, source, resumed, memory_limit=smallest, **common)
+    assert summary.blocks_skipped == 2
+    assert tree_hash(whole) == tree_hash(resumed)
+    # Begun anew, nothing is kept.
+    assert (
+        plan_prediction(model, image, resumed, memory_limit="780MiB", anew=True).tile_shape
+        == alone.tile_shape
+    )
+    with pytest.raises(LedgerMismatch, match="tile_shape"):
+        predict(model, source, resumed, tile_shape=alone.tile_shape, **common)
+
+
+def test_what_another_job_left_is_not_taken_for_a_cut_of_this_one(tmp_path):
+    save_image(make_image((256, 256)), tmp_path / "in.ome.zarr", levels=1)
+    image = open_image(tmp_path / "in.ome.zarr")
+    plain = plan_prediction(make_denoiser(), image, tmp_path / "free")
+    for name, claim in (
+        ("save", {"kind": "save"}),
+        ("torn", {"tile_shape": [3, 3], "output": {"levels": [[[256, 256], [64, 64], [], []]]}}),
+        ("stride", {"tile_shape": [6, 6], "output": {"levels": [[[256, 256], [64, 64], [], []]], "ome_version": "0.5"}}),
+        ("shape", {"tile_shape": [8, 8], "output": {"levels": [[[128, 256], [64, 64], [], []]], "ome_version": "0.5"}}),
+    ):  # fmt: skip
+        Ledger.claim(str(tmp_path / f"{name}.ledger"), claim)
+        assert plan_prediction(make_denoiser(), image, tmp_path / name).tile_shape == plain.tile_shape

@@ -102,6 +102,15 @@ class Ledger:
         """Tell whether a job has claimed the ledger at ``url``."""
         return locations.exists(locations.join(url, "job.json"))
 
+    @staticmethod
+    def identity_on_record(url: str) -> dict[str, Any]:
+        """Return the identity of the job that has claimed the ledger at ``url``; empty where there is none."""
+        try:
+            found = records.read_json(locations.join(url, "job.json")).get("identity")
+        except (ImageNotFound, MetadataError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def check_claim(self) -> None:
         """Make sure that the ledger is still this job's: asked where a batch is done, before it writes.
 

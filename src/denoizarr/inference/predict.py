@@ -60,7 +60,8 @@ def predict(
 ) -> RunSummary:
     """Denoise a whole image into an OME-Zarr pyramid whose voxels do not show where the blocks were.
 
-    Run again with the same arguments to resume: blocks that the ledger holds are not done twice. Where the
+    Run again with the same arguments to resume: blocks that the ledger holds are not done twice, and another
+    ``memory_limit`` keeps the blocks and tiles of the first run. Where the
     model knows of periodic lines, a pass before the first block measures those of every plane, and they are
     taken out of what is read; they are kept beside the ledger, so that a resumed run does not measure again.
 
@@ -126,7 +127,7 @@ def predict(
     }
     for image, output in zip(images[1:], outputs[1:], strict=True):
         # One that is bad is refused before the first of them is begun.
-        planned = plan_prediction(model, image, output, **how)
+        planned = plan_prediction(model, image, output, anew=overwrite, **how)
         check_apart(output, planned.reader.urls)
         if not overwrite:
             check_free(output)
@@ -160,6 +161,7 @@ def _predict_one(
     share: Share | None,
     **layout_options: Any,
 ) -> RunSummary:
+    layout_options["anew"] = overwrite
     planned = plan_prediction(model, image, destination, **layout_options)
     waves_url = locations.join(ledger_url(planned.layout.url), _WAVES)
     lines = _waves_of(model, planned, waves_url, client, overwrite)

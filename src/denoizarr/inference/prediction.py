@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from denoizarr.errors import BadRequest, ModelError
+from denoizarr.engine.ledger import Ledger
+from denoizarr.errors import BadRequest, MemoryLimitTooSmall, ModelError
 from denoizarr.geometry.grids import ceil_div
 from denoizarr.images.layout import OutputLayout, plan_layout
+from denoizarr.images.output import ledger_url
 from denoizarr.images.pyramid import blocks_per_batch
 from denoizarr.images.save import omero_of, world_of
 from denoizarr.kernels.unet import NetworkShape
@@ -108,8 +110,12 @@ def plan_prediction(
     shards: Sequence[int] | None = None,
     levels: int | None = None,
     may_lose_lines: bool = False,
+    anew: bool = False,
 ) -> Prediction:
     """Check a prediction and say what it will cost; reads metadata only.
+
+    Where one was begun at the destination, the blocks and tiles that it was begun with are kept, whatever the
+    memory limit is now: the output's bytes depend on them.
 
     Parameters
     ----------
@@ -123,6 +129,8 @@ def plan_prediction(
     may_lose_lines : bool
         Whether periodic lines may be taken out of the image, which is read as float32 then; it is known of a
         model that knows of some.
+    anew : bool
+        What lies at the destination will be deleted first.
 
     Raises
     ------
@@ -138,6 +146,11 @@ def plan_prediction(
         "units": units, "ome_version": ome_version, "name": str(image.name or ""), "omero": omero_of(image),
     }  # fmt: skip
     url = locations.join(destination)
+    begun = None
+    if not anew and chunks is None and shards is None and tile_shape is None:
+        begun = _cut_on_record(url, reader, denoiser, ome_version)
+    if begun is not None:
+        chunks, shards, tile_shape = begun
     if chunks is None:
         chunks = _default_chunks(reader, n, kept.itemsize, ome_version)
         if shards is not None and len(shards) == len(chunks):
@@ -145,13 +158,24 @@ def plan_prediction(
     # Checks what was asked for, too, before it is worked with.
     asked = plan_layout(url, **common, chunks=chunks, shards=shards, levels=levels)
     work = _work(denoiser, reader, asked, may_lose_lines or bool(denoiser.periodic))
-    fixed = shards is not None or ome_version == "0.4"
-    chosen = choose_work_shape(
-        work,
-        parse_bytes(memory_limit),
-        block=asked.levels[0].write_units.step if fixed else None,
-        tile=tile_shape,
-    )
+    fixed = shards is not None or begun is not None or ome_version == "0.4"
+    try:
+        chosen = choose_work_shape(
+            work,
+            parse_bytes(memory_limit),
+            block=asked.levels[0].write_units.step if fixed else None,
+            tile=tile_shape,
+        )
+    except MemoryLimitTooSmall as error:
+        if begun is None:
+            raise
+        raise MemoryLimitTooSmall(
+            "the blocks and tiles that this output was begun with do not fit",
+            where=error.where,
+            got=error.got,
+            expected=error.expected,
+            remedy="raise it, or begin anew with overwrite",
+        ) from error
     layout = (
         asked if fixed else plan_layout(url, **common, chunks=work.chunks, shards=chosen.block, levels=levels)
     )
@@ -186,6 +210,24 @@ def relative_cost(denoiser: Denoiser) -> float:
     # 27 weights in place of 9, and halving leaves an eighth of the voxels in place of a quarter.
     wider = 2 if shape.ndim == 3 else 1
     return (shape.features / 32) ** 2 * (0.6 + 0.2 * shape.depth) * wider
+
+
+def _cut_on_record(
+    url: str, reader: ImageReader, denoiser: Denoiser, ome_version: str
+) -> tuple[tuple[int, ...], tuple[int, ...] | None, tuple[int, ...]] | None:
+    """Return chunks, shards and tile of a prediction that was begun at ``url``; None where none was like it."""
+    identity = Ledger.identity_on_record(ledger_url(url))
+    try:
+        output, tile = identity["output"], tuple(map(int, identity["tile_shape"]))
+        version = output["ome_version"]
+        shape, chunks, shards, _ = (tuple(map(int, of)) for of in output["levels"][0])
+    except (KeyError, TypeError, ValueError, IndexError):
+        return None
+    strides = denoiser.stride
+    is_alike = (shape, version, len(tile)) == (reader.shape, ome_version, len(strides))
+    if not is_alike or any(t % s for t, s in zip(tile, strides, strict=True)):
+        return None
+    return chunks, shards or None, tile
 
 
 def _default_chunks(reader: ImageReader, n: int, itemsize: int, ome_version: str) -> tuple[int, ...]:

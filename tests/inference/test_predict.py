@@ -307,11 +307,12 @@ def test_what_another_job_left_is_not_taken_for_a_cut_of_this_one(tmp_path):
     save_image(make_image((256, 256)), tmp_path / "in.ome.zarr", levels=1)
     image = open_image(tmp_path / "in.ome.zarr")
     plain = plan_prediction(make_denoiser(), image, tmp_path / "free")
+    output = {"ome_version": "0.5"}
     for name, claim in (
         ("save", {"kind": "save"}),
         ("torn", {"tile_shape": [3, 3], "output": {"levels": [[[256, 256], [64, 64], [], []]]}}),
-        ("stride", {"tile_shape": [6, 6], "output": {"levels": [[[256, 256], [64, 64], [], []]], "ome_version": "0.5"}}),
-        ("shape", {"tile_shape": [8, 8], "output": {"levels": [[[128, 256], [64, 64], [], []]], "ome_version": "0.5"}}),
-    ):  # fmt: skip
+        ("stride", {"tile_shape": [6, 6], "output": output | {"levels": [[[256, 256], [64, 64], [], []]]}}),
+        ("shape", {"tile_shape": [8, 8], "output": output | {"levels": [[[128, 256], [64, 64], [], []]]}}),
+    ):
         Ledger.claim(str(tmp_path / f"{name}.ledger"), claim)
         assert plan_prediction(make_denoiser(), image, tmp_path / name).tile_shape == plain.tile_shape

@@ -104,7 +104,7 @@ class Ledger:
 
     @staticmethod
     def identity_on_record(url: str) -> dict[str, Any]:
-        """Return the identity of the job that has claimed the ledger at ``url``; empty where there is none."""
+        """Return the identity of the job that claimed the ledger at ``url``; empty where none did."""
         try:
             found = records.read_json(locations.join(url, "job.json")).get("identity")
         except (ImageNotFound, MetadataError):

@@ -6,7 +6,6 @@ import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -173,12 +172,7 @@ def _one_by_one(sources: Sequence[str | Path]) -> list[str]:
     return found
 
 
-def _own_names(sources: Sequence[str]) -> list[str]:
+def _own_names(sources: Sequence[str]) -> tuple[str, ...]:
     """Return a name for every image: its own, numbered where several share one."""
-    names: list[str] = []
-    for source in sources:
-        name = locations.local_path(source).name
-        stem = name.split(".")[0] or "image"
-        candidates = (stem if n == 1 else f"{stem}-{n}" for n in count(1))
-        names.append(next(candidate for candidate in candidates if candidate not in names))
-    return names
+    stems = (locations.local_path(source).name.split(".")[0] for source in sources)
+    return locations.distinct(stem or "image" for stem in stems)

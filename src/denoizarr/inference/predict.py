@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -142,12 +141,7 @@ def predict(
 
 def unique_names(images: Sequence[xr.DataArray]) -> tuple[str, ...]:
     """Return a file name for every image: its own, numbered where several share one."""
-    names: list[str] = []
-    for image in images:
-        stem = str(image.name or "image")
-        candidates = (stem if n == 1 else f"{stem}-{n}" for n in count(1))
-        names.append(next(name for name in candidates if name not in names))
-    return tuple(names)
+    return locations.distinct(str(image.name or "image") for image in images)
 
 
 def _predict_one(

@@ -215,7 +215,7 @@ def relative_cost(denoiser: Denoiser) -> float:
 def _cut_on_record(
     url: str, reader: ImageReader, denoiser: Denoiser, ome_version: str
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None, tuple[int, ...]] | None:
-    """Return chunks, shards and tile of a prediction that was begun at ``url``; None where none was like it."""
+    """Return chunks, shards and tile of a prediction like this that was begun at ``url``, if one was."""
     identity = Ledger.identity_on_record(ledger_url(url))
     try:
         output, tile = identity["output"], tuple(map(int, identity["tile_shape"]))

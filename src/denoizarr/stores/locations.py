@@ -11,10 +11,11 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
@@ -85,6 +86,15 @@ def local_path(url: str | Path) -> Path:
 def join(url: str | Path, *parts: str) -> str:
     """Return the path of something below ``url``, with forward slashes, no scheme for local paths."""
     return str(local_path(url).joinpath(*parts))
+
+
+def distinct(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names, numbered where several are the same, for what lies in one folder."""
+    taken: list[str] = []
+    for name in names:
+        candidates = (name if n == 1 else f"{name}-{n}" for n in count(1))
+        taken.append(next(candidate for candidate in candidates if candidate not in taken))
+    return tuple(taken)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,18 @@ import xarray as xr
 
 from denoizarr.engine.runner import Record
 from denoizarr.engine.shares import Share
+from denoizarr.engine.stages import Stages
 from denoizarr.engine.summary import RunSummary
 from denoizarr.stores import locations
 from denoizarr.stores.images import ImageLike, as_image, reader_of
-from denoizarr.stores.sources import ImageReader
+from denoizarr.stores.sources import Array, ImageReader
 
 from .block_levels import write_with_levels
 from .layout import OutputLayout, plan_layout
-from .pyramid import BATCH_VOXELS
 from .write import ImageJob, write_image
+
+# About a second of a core; of an image that takes no more than a few, an eighth.
+BATCH_VOXELS, _FEWEST_BATCHES = 32 * 2**20, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +35,23 @@ class CopySpec:
     layout: OutputLayout
 
 
-def copy_block(spec: CopySpec, block: int) -> Record:
-    """Copy one write unit of the finest level, and what lies above it."""
-    level = spec.layout.levels[0]
-    box = level.write_units.box(block)
-    values = spec.reader.read(box).astype(spec.layout.dtype, copy=False)
+def read_block(spec: CopySpec, block: int) -> Array:
+    """Read one write unit of the finest level."""
+    return spec.reader.read(spec.layout.levels[0].write_units.box(block))
+
+
+def cast_block(spec: CopySpec, _block: int, values: Array) -> Array:
+    """Return what was read in the output's dtype."""
+    return values.astype(spec.layout.dtype, copy=False)
+
+
+def write_block(spec: CopySpec, block: int, values: Array) -> Record:
+    """Write it, and what lies above it."""
     return write_with_levels(spec.layout, block, values)
+
+
+# The disk is waited for while the block before is compressed.
+copy_block = Stages(read_block, cast_block, write_block)
 
 
 def save_image(
@@ -112,7 +127,8 @@ def copy_image(
 ) -> RunSummary:
     """Copy what ``reader`` reads into the output of this layout, build its pyramid and mark it finished."""
     spec = CopySpec(reader, layout)
-    job = ImageJob(reader, layout, {"kind": "copy"}, copy_block, spec, BATCH_VOXELS, "copy", changes)
+    batch_voxels = min(BATCH_VOXELS, prod(reader.shape) // _FEWEST_BATCHES)
+    job = ImageJob(reader, layout, {"kind": "copy"}, copy_block, spec, batch_voxels, "copy", changes)
     return write_image(
         job,
         overwrite=overwrite,

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -144,4 +145,15 @@ def fail_oddly(spec: Any, block: int) -> dict[str, Any]:
     }
     if block in odd:
         raise odd[block]()  # noqa: RSE102  # some are partials
+    return {"block": block}
+
+
+def fail_on_one_worker(spec: Any, block: int) -> dict[str, Any]:
+    """Fail at once on the worker named in the spec, as without its disk; elsewhere take a while."""
+    from distributed import get_worker
+
+    if str(get_worker().name) == spec["name"]:
+        locations.create(locations.join(spec["marks"], f"{block}"), b"")
+        raise MissingChunk("no such file", where=f"block {block}")
+    time.sleep(0.02)
     return {"block": block}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from block_tasks import freeze_once, kill_always, square, wait_a_little
+from block_tasks import fail, fail_on_one_worker, freeze_once, kill_always, square, wait_a_little
 from distributed import Client, LocalCluster
 
 from denoizarr.engine.cluster import ClusterSettings, open_client
@@ -21,7 +21,7 @@ from denoizarr.engine.deadlines import DeadlinePolicy, Deadlines
 from denoizarr.engine.ledger import Ledger
 from denoizarr.engine.runner import Step, run_step
 from denoizarr.engine.waves import Waves
-from denoizarr.errors import BlockFailed, ClusterLost
+from denoizarr.errors import BlockFailed, ClusterLost, CorruptChunk, MissingChunk
 from denoizarr.images.layout import plan_layout
 from denoizarr.images.output import begin_output, open_level, write_box
 
@@ -71,6 +71,9 @@ class _Crew:
 
     def deserted_seconds(self) -> float:
         return self.deserted
+
+    def has_others(self, avoid: Collection[str]) -> bool:
+        return bool(set("abc") - set(avoid))
 
     def submit(self, work: Any, batch: int, avoid: Collection[str] = ()) -> _Handle:
         assert callable(work)
@@ -318,3 +321,43 @@ def test_a_cluster_that_is_lost_while_a_job_drains_is_noticed() -> None:
         for batch, _ in waves.run(range(9), lambda: not ended):
             ended.append(batch)
     assert ended == [0]
+
+
+def _cluster_of(count: int) -> LocalCluster:
+    return LocalCluster(n_workers=count, threads_per_worker=1, processes=False, dashboard_address=None)
+
+
+def test_a_worker_that_fails_what_others_do_does_not_get_the_queue(tmp_path: Path, warnings: Any) -> None:
+    ledger = Ledger.claim(str(tmp_path / "l"), {})
+    spec = {"name": "1", "marks": str(tmp_path / "marks")}
+    with _cluster_of(3) as cluster, Client(cluster) as client:
+        run_step(Step("s", fail_on_one_worker, spec, 60, 1), ledger=ledger, client=client, progress=False)
+    assert all(ledger.get("s", batch) for batch in range(60))
+    failed = len(list((tmp_path / "marks").iterdir()))
+    # Three, those that it had by then, and as many as the others needed for the first three.
+    assert 3 <= failed <= 20
+    (warning,) = [line for line in warnings() if "failed 3 batches that others did" in line]
+    assert "it gets no more" in warning
+
+
+def test_where_there_is_no_other_worker_what_fails_has_failed(tmp_path: Path) -> None:
+    spec = {"name": "0", "marks": str(tmp_path / "marks")}
+    ledger = Ledger.claim(str(tmp_path / "l"), {})
+    with (
+        _cluster_of(1) as cluster,
+        Client(cluster) as client,
+        pytest.raises(MissingChunk, match="no such file"),
+    ):
+        run_step(Step("s", fail_on_one_worker, spec, 6, 1), ledger=ledger, client=client, progress=False)
+    assert len(list((tmp_path / "marks").iterdir())) == 6
+
+
+def test_what_is_bad_on_every_worker_fails_by_name_after_a_second_one_tried(
+    tmp_path: Path, warnings: Any
+) -> None:
+    ledger = Ledger.claim(str(tmp_path / "l"), {})
+    spec = {str(block): "corrupt" for block in range(4, 12)}
+    with _cluster_of(2) as cluster, Client(cluster) as client, pytest.raises(CorruptChunk, match="block 4"):
+        run_step(Step("s", fail, spec, 20, 1), ledger=ledger, client=client, progress=False)
+    assert [b for b in range(20) if ledger.get("s", b) is None] == list(range(4, 12))
+    assert not any("that others did" in line for line in warnings())

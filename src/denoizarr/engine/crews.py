@@ -29,6 +29,20 @@ _ERROR_BYTES, _ERROR_LETTERS = 100_000, 1000
 _WITHOUT_WORKERS_SECONDS = 300.0
 
 
+class FailedOn(Exception):  # noqa: N818
+    """The error of a batch and the address of the worker that had it.
+
+    Parameters
+    ----------
+    worker : str
+    error : Exception
+    """
+
+    def __init__(self, worker: str, error: Exception) -> None:
+        super().__init__(worker, error)
+        self.worker, self.error = worker, error
+
+
 class Threads:
     """Threads of this process.
 
@@ -68,6 +82,10 @@ class Threads:
         self._queue.put((future, work, batch))
         return future
 
+    def has_others(self, avoid: Collection[str]) -> bool:  # noqa: ARG002
+        """Return False: there is one process."""
+        return False
+
     def places(self) -> dict[Any, tuple[str, float]] | None:
         """Return None: all batches are where they were put, in this process."""
         return None
@@ -101,6 +119,8 @@ def on_worker(expected: str, work: Work, batch: int) -> Record:
 
     Raises
     ------
+    FailedOn
+        Of what the batch raised.
     ClusterLost
         The package is of another version than ``expected`` here, and its bytes might be others: such a
         cluster is no good for the job, and would fail the batches one by one.
@@ -115,20 +135,26 @@ def on_worker(expected: str, work: Work, batch: int) -> Record:
         )
     try:
         return work(batch)
-    except BaseException as error:
-        if _travels(error):
-            raise
-        told = f"{type(error).__name__}: {_text_of(error)}"
-    raise RuntimeError(told)  # out here, or the other would travel along as its context
+    except BaseException as error:  # noqa: BLE001  # the driver's to judge, whatever it is
+        named = f"{type(error).__name__}: {_text_of(error)}"
+        told = error if isinstance(error, Exception) and _travels(error) else RuntimeError(named)
+    raise FailedOn(_address(), told)  # out here, or the error would travel along as its context
 
 
-def _travels(error: BaseException) -> bool:
+def _address() -> str:
+    from distributed import get_worker
+
+    try:
+        return str(get_worker().address)
+    except ValueError:  # not called by a worker's task
+        return "nowhere"
+
+
+def _travels(error: Exception) -> bool:
     """Tell whether an error survives the way to the driver, which an exit or an odd class does not.
 
     A worker that gets an exit or an interrupt from a task says nothing of that task any more.
     """
-    if not isinstance(error, Exception):
-        return False
     try:
         data = pickle.dumps(error)
         return len(data) <= _ERROR_BYTES and str(pickle.loads(data)) is not None  # noqa: S301  # our own bytes
@@ -201,6 +227,10 @@ class Workers:
             return self._client.submit(
                 on_worker, version("denoizarr"), work, batch, key=key, pure=False, **where
             )
+
+    def has_others(self, avoid: Collection[str]) -> bool:
+        """Tell whether there are workers beside those to avoid."""
+        return any(address not in avoid for address in self._addresses)
 
     def places(self) -> dict[Any, tuple[str, float]] | None:
         """Return the worker that has each batch, and how many times its share it has.

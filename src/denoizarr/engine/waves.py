@@ -1,23 +1,26 @@
 """Hand batches out in bounded waves, and never wait for ever: late ones are handed out once more.
 
 A batch that passes its hard deadline gets a twin on another worker. That is harmless: a block's bytes do not
-depend on who writes them, objects are replaced whole, and a batch's first record stays.
+depend on who writes them, objects are replaced whole, and a batch's first record stays. A batch that fails is
+tried once by another worker, and a worker that fails what others do gets no more: one node without its disk
+fails a batch in no time, and would have the whole queue.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from denoizarr.errors import BlockFailed, ClusterLost, DenoizarrError
+from denoizarr.errors import BlockFailed, ClusterLost
 
 from .batches import Record
-from .crews import Threads, Work, Workers
+from .crews import FailedOn, Threads, Work, Workers
 from .deadlines import Deadlines
 
 _LOG = logging.getLogger(__name__)
@@ -25,6 +28,8 @@ _LOG = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
 # How long a drain waits for workers that are all gone; those that a nanny restarts are back before.
 _DRAIN_SECONDS = 30.0
+# So many batches that failed on a worker and not on another are no accident.
+_SICK_AFTER = 3
 _GONE = frozenset({"NoValidWorkerError", "FutureCancelledError"})
 
 
@@ -37,6 +42,7 @@ class _Turn:
     tries: int = 1
     warned: bool = False
     seen_on: set[str] = field(default_factory=set)
+    failed_on: str | None = None
 
 
 class Waves:
@@ -77,6 +83,8 @@ class Waves:
         self._running: dict[int, _Turn] = {}
         # Of late batches whose twins were faster. Held, so that their workers count as busy and get no more.
         self._late: list[Any] = []
+        self._blame: Counter[str] = Counter()
+        self._sick: frozenset[str] = frozenset()
         self._looked = clock()
 
     def run(
@@ -115,7 +123,7 @@ class Waves:
             self._crew.close([*self._late, *(h for turn in self._running.values() for h in turn.handles)])
 
     def _hand_out(self, batch: int, avoid: frozenset[str] = frozenset()) -> bool:
-        handle = self._crew.submit(self._work, batch, avoid)
+        handle = self._crew.submit(self._work, batch, avoid | self._sick)
         if handle is None:
             return False
         self._running[batch].handles.append(handle)
@@ -137,7 +145,7 @@ class Waves:
         turn = self._running.get(batch)
         if turn is None or handle not in turn.handles:
             return
-        error = _error_of(handle)
+        error, worker = _error_of(handle)
         turn.handles.remove(handle)
         record: Record = {"batch": batch}
         if error is None and self._fetch:
@@ -158,10 +166,13 @@ class Waves:
             )
         if error is not None and turn.handles and not isinstance(error, ClusterLost):
             return  # its twin may yet succeed
+        if worker is not None and self._elsewhere(batch, turn, worker, error):
+            return
         self._running.pop(batch, None)
         self._late += turn.handles
         if error is None:
             self._deadlines.add(self._clock() - turn.since)
+            self._blame_worker(turn.failed_on)
         yield batch, record if error is None else error
 
     def _again(self, batch: int, turn: _Turn, why: str) -> bool:
@@ -173,6 +184,25 @@ class Waves:
         now = "is handed out again" if is_out else "gets more time"
         _LOG.warning("%s: batch %d %s: %s", self._label, batch, now, why)
         return True
+
+    def _elsewhere(self, batch: int, turn: _Turn, worker: str, error: BaseException | None) -> bool:
+        """Hand a batch that failed on a worker to another, once: it may be the worker's fault."""
+        avoid = frozenset({worker, *turn.seen_on}) | self._sick
+        if turn.failed_on is not None or not self._crew.has_others(avoid):
+            return False
+        turn.failed_on, turn.since, turn.warned = worker, self._clock(), False
+        _LOG.info("%s: batch %d failed on %s, another worker tries: %s", self._label, batch, worker, error)
+        return self._hand_out(batch, avoid)
+
+    def _blame_worker(self, worker: str | None) -> None:
+        """Count a batch that another worker did after this one had failed it."""
+        if worker is None or worker in self._sick:
+            return
+        self._blame[worker] += 1
+        if self._blame[worker] >= _SICK_AFTER:
+            self._sick |= {worker}
+            text = "%s: worker %s failed %d batches that others did: it gets no more while there are others"
+            _LOG.warning(text, self._label, worker, self._blame[worker])
 
     def _look_at_deadlines(self) -> Iterator[tuple[int, BaseException]]:
         """Warn of late batches, hand the very late to someone else, give up those that are too often late."""
@@ -221,13 +251,19 @@ class Waves:
         )
 
 
-def _error_of(handle: Any) -> BaseException | None:
+def _error_of(handle: Any) -> tuple[BaseException | None, str | None]:
+    """Return what a batch failed with, if it did, and the worker that raised it, if one did."""
     try:
         error: BaseException | None = handle.exception()
     except CancelledError as cancelled:
         error = cancelled
-    if error is None or isinstance(error, DenoizarrError):
-        return error
+    if isinstance(error, FailedOn):
+        return error.error, error.worker
+    return _named(error), None
+
+
+def _named(error: BaseException | None) -> BaseException | None:
+    """Return an error by our own name where it says that the cluster is gone."""
     if isinstance(error, CancelledError) or type(error).__name__ in _GONE:
         return ClusterLost(
             "the Dask cluster went away",

@@ -750,7 +750,10 @@ def test_no_more_than_half_of_a_patch_is_hidden():
 
 def test_stages_begin_with_the_same_defaults():
     job = JobConfig.load({"input": "in", "output": "out"})
-    assert job.stage1.mask_percentage == job.stage2.mask_percentage == 1.5
+    assert job.stage1.mask_percentage is job.stage2.mask_percentage is None
+    options = options_of(job.stage2, "stage2", 1)
+    shares = [options.percentage_of(np.ones((1, n), bool)) for n in (1, 3, 5, 7, 17)]
+    assert shares == pytest.approx([8, 8 / 3, 8 / 5, 1.5, 1.5])
     differ = {key for key, value in job.stage1.model_dump().items() if getattr(job.stage2, key) != value}
     assert differ == {"select_background"}
     page = JobConfig.load({"input": "in", "output": "out", "stage1": {"mask_percentage": 15}})

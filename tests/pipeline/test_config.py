@@ -29,7 +29,7 @@ def test_the_resolved_job_is_a_job_file_of_the_same_job(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text(job.to_yaml())
     assert JobConfig.load(path) == job
-    assert yaml.safe_load(job.to_yaml())["stage1"]["mask_percentage"] == 1.5
+    assert yaml.safe_load(job.to_yaml())["stage1"]["batch_size"] == 8
 
 
 def test_who_does_the_work_is_not_the_jobs_identity():

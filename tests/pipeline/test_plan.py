@@ -60,7 +60,7 @@ def test_a_small_job_is_not_promised_in_no_time(job):
         ({"stage1": {"mask_percentage": 0.001}}, "predicted at stage1.mask_percentage: got 0.001"),
         ({"stage2": {"mask_percentage": 0.001}}, "predicted at stage2.mask_percentage: got 0.001"),
         (
-            {"stage1": {"patch_size": 8}},
+            {"stage1": {"patch_size": 8, "mask_percentage": 1.5}},
             "predicted at stage1.mask_percentage: got 1.5, expected at least 1.56",
         ),
         ({"cluster": {"memory_limit": "10MB"}}, "at least"),

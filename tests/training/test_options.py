@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from denoizarr import train
 from denoizarr.errors import ConfigError
+from denoizarr.kernels.blindspot import check_blind_spot
 from denoizarr.kernels.unet import NetworkShape
 from denoizarr.training.options import TrainingOptions
+
+Kernel = NDArray[np.bool_]
 
 
 @pytest.mark.parametrize(
@@ -87,3 +94,28 @@ def test_the_patch_decides_whether_the_network_is_3d() -> None:
     assert options.patch_shape == (16, 32, 64)
     assert options.network_shape == NetworkShape(ndim=3, depth=3, norm="batch", n2v2=True)
     assert TrainingOptions(patch_size=[8, 16, 32]).patch_shape == (8, 16, 32)  # type: ignore[arg-type]
+
+
+@given(
+    side=st.integers(2, 24).map(lambda n: 4 * n),
+    kernel=st.tuples(st.integers(0, 8), st.integers(0, 8)).map(
+        lambda reach: np.ones((2 * reach[0] + 1, 2 * reach[1] + 1), np.bool_)
+    ),
+)
+def test_what_is_left_out_always_fits_a_kernel_that_fits(side: int, kernel: Kernel) -> None:
+    options = TrainingOptions(patch_size=side)
+    percentage = options.percentage_of(kernel)
+    assert replace(options, mask_percentage=3.0).percentage_of(kernel) == 3.0
+    if kernel.sum() <= side**2 / 2 and max(kernel.shape) <= side:
+        check_blind_spot(kernel, options.patch_shape, percentage)
+    hidden = percentage * int(kernel.sum())
+    if side**2 > 100 / 1.5 and kernel.sum() <= 33:
+        assert hidden == pytest.approx(max(8, 1.5 * int(kernel.sum())))
+
+
+def test_a_model_says_what_percentage_it_was_trained_with() -> None:
+    noisy = np.random.default_rng(0).integers(0, 200, (64, 64), dtype=np.uint8)
+    options = TrainingOptions(patch_size=16, num_epochs=1, patches_per_epoch=8, features=4, device="cpu")
+    for kernel, expected in ((None, 8), (np.ones((1, 3), bool), 8 / 3)):
+        trained = train(noisy, blind_spot=kernel, options=options, progress=False)
+        assert trained.training["options"]["mask_percentage"] == pytest.approx(expected)

@@ -38,7 +38,10 @@ def train(
         int | None, typer.Option(help="Default: as the index holds, 1024 to 4096.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Patches per step.")] = 8,
-    mask_percentage: Annotated[float, typer.Option(help="Predicted pixels, per cent of a patch.")] = 1.5,
+    mask_percentage: Annotated[
+        float | None,
+        typer.Option(help="Predicted pixels, per cent of a patch; default 8, with a kernel less, to 1.5."),
+    ] = None,
     strategy: Annotated[
         str | None,
         typer.Option(
@@ -198,7 +201,7 @@ def predict(
     # Before a cluster is started for nothing.
     denoiser = Denoiser.load(model, precision=precision)  # type: ignore[arg-type]  # it checks it
     planned = [
-        plan_prediction(denoiser, image, destination, memory_limit=limit, dtype=dtype)
+        plan_prediction(denoiser, image, destination, memory_limit=limit, dtype=dtype, anew=overwrite)
         for image in as_images(source, missing=missing)  # type: ignore[arg-type]  # open_image checks it
     ]
     batches = sum(of_image.batches for of_image in planned)

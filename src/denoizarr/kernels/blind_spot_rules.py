@@ -13,6 +13,10 @@ from denoizarr.errors import BadRequest, PatchTooLarge
 STRATEGIES = ("uniform", "median", "mean", "zero", "random")
 _SEED_PAGE_NUMBERS = {0: "mean", 1: "zero", 2: "random"}
 
+# Per cent of a patch, both measured on real images (docs/decisions/017-predicted-pixels.md).
+_HIDDEN = 8.0
+_FEWEST_PREDICTED = 1.5
+
 
 def strategy_named(strategy: str | int) -> str:
     """Return the name of a masking strategy given by name or by the number 0, 1, 2 (mean, zero, random).
@@ -122,6 +126,16 @@ def check_blind_spot(kernel: NDArray[np.bool_], patch_size: Sequence[int], perce
             expected=f"at most {largest_percentage(kernel):.3g} with this kernel",
             remedy="lower mask_percentage, which counts the predicted pixels only",
         )
+
+
+def usual_percentage(kernel: NDArray[np.bool_], patch_size: Sequence[int]) -> float:
+    """Return the percentage of centres that serves a kernel well in patches of this size.
+
+    They hide 8 % of the pixels, but are at least 1.5 %, at least one pixel, and never hide more than half.
+    """
+    served = min(max(_HIDDEN / int(kernel.sum()), _FEWEST_PREDICTED), largest_percentage(kernel))
+    one_pixel = math.ceil(1e6 / math.prod(patch_size)) / 1e4  # rounded up, for the product must reach 100
+    return max(served, one_pixel)
 
 
 def largest_percentage(kernel: NDArray[np.bool_]) -> float:

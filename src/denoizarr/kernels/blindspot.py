@@ -32,6 +32,7 @@ from .blind_spot_rules import (
     check_kernel,
     largest_percentage,
     strategy_named,
+    usual_percentage,
 )
 from .hashed_draws import keys_of, on_host
 from .separate_centres import separate_percentages, thin_out
@@ -48,6 +49,7 @@ __all__ = [
     "strategy_named",
     "symmetries_of",
     "turn_patches",
+    "usual_percentage",
 ]
 
 

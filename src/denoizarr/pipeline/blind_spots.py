@@ -70,10 +70,11 @@ def fitting_blind_spots(kernel: NoiseKernel, options: TrainingOptions) -> BlindS
             f"The measured kernel of {_size(mask)} pixels was cut to {_size(cut)}, the largest that a patch "
             "holds: choose a larger patch_size for stage 2."
         )
-    percentage = min(options.mask_percentage, largest_percentage(cut))
-    if percentage < options.mask_percentage:
+    asked = options.percentage_of(cut)
+    percentage = min(asked, largest_percentage(cut))
+    if percentage < asked:
         warnings.append(
-            f"Stage 2 predicted {percentage:.3g} % of the pixels, not {options.mask_percentage:.3g} %: "
+            f"Stage 2 predicted {percentage:.3g} % of the pixels, not {asked:.3g} %: "
             f"the kernel has {int(cut.sum())} pixels, and more would hide over half of a patch."
         )
         options = replace(options, mask_percentage=percentage)
@@ -101,7 +102,7 @@ def check_one_pixel(options: TrainingOptions, stage: str) -> None:
     """
     pixel = np.ones((1,) * len(options.patch_shape), bool)
     with naming(stage):
-        check_blind_spot(pixel, options.patch_shape, options.mask_percentage)
+        check_blind_spot(pixel, options.patch_shape, options.percentage_of(pixel))
 
 
 @contextmanager
@@ -173,7 +174,7 @@ def check_kernel_file(kernel: NoiseKernel, options: TrainingOptions, where: str)
             remedy="raise stage2.num_layers, or choose a smaller kernel",
         )
     with naming("stage2"):
-        check_blind_spot(mask, patch, min(options.mask_percentage, largest_percentage(mask)))
+        check_blind_spot(mask, patch, min(options.percentage_of(mask), largest_percentage(mask)))
 
 
 def kernel_in_words(kernel: NoiseKernel) -> str:

@@ -107,7 +107,7 @@ class StageSettings(_Section):
     num_epochs: Positive = 10
     patches_per_epoch: Positive | None = 2048
     patches_per_image: Positive | None = None
-    mask_percentage: Annotated[float, Field(gt=0, le=50)] = 1.5
+    mask_percentage: Annotated[float, Field(gt=0, le=50)] | None = None
     masking_strategy: Literal["uniform", "median", "mean", "zero", "random", 0, 1, 2] = "uniform"
     separate_masks: bool = False
     loss: Literal["mse", "mae"] = "mse"

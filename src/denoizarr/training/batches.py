@@ -86,7 +86,7 @@ class Preparation:
         source, centres = draw_blind_spots(
             patches,
             self.kernel,
-            self.options.mask_percentage,
+            self.options.percentage_of(self.kernel),
             self.options.masking_strategy,
             separate=self.options.separate_masks,
             **draws,

@@ -73,7 +73,7 @@ def measure_centre_weights(
     if not any(fits):
         return None
     lags, kernels = list(compress(lags, fits)), list(compress(kernels, fits))
-    percentage = min([options.mask_percentage, *map(largest_percentage, chain(*kernels))])
+    percentage = min([options.percentage_of(denoiser.blind_spot), *map(largest_percentage, chain(*kernels))])
     n = min(max(_VOXELS // math.prod(options.patch_shape), _FEWEST_PATCHES), _MOST_PATCHES)
     patches, _, _ = validation_patches(images, index, n, options.seed)
     expected = max(patches[:, 0].size * percentage / 100, 1.0)

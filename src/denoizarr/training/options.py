@@ -7,9 +7,12 @@ import operator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from denoizarr.errors import ConfigError
 from denoizarr.geometry.grids import round_up
-from denoizarr.kernels.blindspot import STRATEGIES, strategy_named
+from denoizarr.kernels.blindspot import STRATEGIES, strategy_named, usual_percentage
 from denoizarr.kernels.unet import NetworkShape, Norm, Upsampling
 
 # An epoch of a small image would be a handful of steps otherwise: validation, checkpoint and log per second.
@@ -32,8 +35,9 @@ class TrainingOptions:
         At most; see ``early_stopping``.
     patches_per_epoch : int, optional
         None: as many as the index holds, but at least 1024 and at most 4096.
-    mask_percentage : float
+    mask_percentage : float, optional
         Predicted pixels, per cent of a patch; each hides the pixels of the blind-spot kernel around it, too.
+        None: 8 for a single pixel, less for a kernel of more, 1.5 at least.
     masking_strategy : str or int
         "uniform", "median", "mean", "zero", "random", or 0, 1, 2 for mean, zero, random.
     separate_masks : bool
@@ -96,7 +100,7 @@ class TrainingOptions:
     batch_size: int = 8
     num_epochs: int = 10
     patches_per_epoch: int | None = None
-    mask_percentage: float = 1.5
+    mask_percentage: float | None = None
     masking_strategy: str | int = "uniform"
     learning_rate: float = 1e-3
     features: int = 32
@@ -187,6 +191,14 @@ class TrainingOptions:
             n2v2=self.n2v2,
         )
 
+    def percentage_of(self, kernel: NDArray[np.bool_]) -> float:
+        """Return ``mask_percentage``, or what serves this kernel well where it was left out."""
+        return (
+            usual_percentage(kernel, self.patch_shape)
+            if self.mask_percentage is None
+            else self.mask_percentage
+        )
+
     def epoch_size(self, n_patches: int) -> int:
         """Return the patches of an epoch over an index of ``n_patches``."""
         return self.patches_per_epoch or min(max(n_patches, _FEWEST_PATCHES), _MOST_PATCHES)
@@ -202,6 +214,8 @@ class TrainingOptions:
 
     def _check_number(self, name: str, lowest: float, highest: float, inclusive: bool) -> None:
         value = getattr(self, name)
+        if value is None and name == "mask_percentage":
+            return
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not lowest <= value <= highest or (value == lowest and not inclusive):
             expected = f"a number {'from' if inclusive else 'above'} {lowest:g}"

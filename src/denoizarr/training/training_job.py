@@ -6,7 +6,7 @@ import copy
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -249,6 +249,8 @@ def prepare_job(
     _check_options(options)
     device_named(options.device)
     kernel = _kernel_of(blind_spot, target is not None, options)
+    if kernel is not None:
+        options = replace(options, mask_percentage=options.percentage_of(kernel))
     shape: NetworkShape | OwnNetwork = options.network_shape
     if network is not None:
         shape = measure_network(network, len(options.patch_shape))
@@ -323,12 +325,12 @@ def _kernel_of(
     kernel = np.ones((1,) * ndim, np.bool_) if blind_spot is None else np.asarray(blind_spot)
     if kernel.ndim == 2 and ndim == 3:
         kernel = kernel[None]  # the noise of a plane knows nothing of the planes beside it
-    check_blind_spot(kernel, options.patch_shape, options.mask_percentage)
+    percentage = options.percentage_of(kernel)
+    check_blind_spot(kernel, options.patch_shape, percentage)
     if options.separate_masks:
+        reached = reached_percentage(kernel, options.patch_shape, percentage, separate=True)
         _LOG.info(
-            "separate masks: %.3g %% of the pixels are predicted, of %.3g %% asked for",
-            reached_percentage(kernel, options.patch_shape, options.mask_percentage, separate=True),
-            options.mask_percentage,
+            "separate masks: %.3g %% of the pixels are predicted, of %.3g %% asked for", reached, percentage
         )
     return kernel
 

@@ -5,7 +5,8 @@ forward passes of the same tiles, normalised and in memory before the clock star
 The forward passes are run as fast as they can be: two tiles at a time, each by one thread, and, for who
 wonders, one tile at a time by two threads. *Throughput*: voxels per CPU-second of ``predict`` on one core
 beside ``CAREamist.predict`` with tiles from memory to memory, the networks alike (U-Net, depth 2, 32
-features, BatchNorm; parameters are counted). Weights are random: they do not matter here.
+features, BatchNorm; parameters are counted). Weights are random: they do not matter here. Ours, the bare
+passes included, has one arena of memory for all threads, as our workers and ``predict --blocks`` have.
 """
 
 from __future__ import annotations
@@ -145,8 +146,11 @@ def _on_cores(count: int) -> None:
 
 
 def predicted(settings: dict[str, Any]) -> Work:
+    from denoizarr.images.save import save_image
     from denoizarr.inference.predict import predict
+    from denoizarr.training.memory import one_arena
 
+    one_arena()
     _on_cores(settings["threads"])
     model, source = _model(settings), Path(settings["image"]).with_suffix(".zarr")
     folder = Path(tempfile.mkdtemp(prefix="denoizarr-"))
@@ -165,7 +169,9 @@ def predicted(settings: dict[str, Any]) -> Work:
             progress=False,
         )
 
-    run(small, "small")  # what is loaded once in a process is not for an image
+    # What is loaded once in a process is not for an image.
+    save_image(small, folder / "small.zarr", levels=1)
+    run(folder / "small.zarr", "small")
 
     def work() -> dict[str, Any]:
         run(source, "out")
@@ -194,8 +200,9 @@ def bare(settings: dict[str, Any]) -> Work:
     from denoizarr.inference.prediction import plan_prediction
     from denoizarr.inference.tile_threads import run_side_by_side
     from denoizarr.stores.images import open_image
-    from denoizarr.training.memory import freed_memory_kept
+    from denoizarr.training.memory import freed_memory_kept, one_arena
 
+    one_arena()
     threads = settings["threads"]
     _on_cores(threads)
     model, source = _model(settings), Path(settings["image"]).with_suffix(".zarr")

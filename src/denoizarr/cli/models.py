@@ -190,8 +190,11 @@ def predict(
     from denoizarr.inference.prediction import plan_prediction
     from denoizarr.stores.images import as_images
     from denoizarr.training.denoiser import Denoiser
+    from denoizarr.training.memory import one_arena
 
     share = None if blocks is None else Share.parse(blocks)
+    if share is not None:
+        one_arena()  # as the workers of a local cluster are started
     if share is not None and (cluster != "local" or workers is not None):
         raise typer.BadParameter("a share is run by this process alone", param_hint="--blocks")
     if len(paths) < 2:

@@ -122,7 +122,14 @@ class ConvolutionPair(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, before, ...) to (n, after, ...)."""
-        x = functional.relu_(self.norm1(self.convolution1(x)))
+        return self.second(self.first(x))
+
+    def first(self, x: Tensor) -> Tensor:
+        """Map (n, before, ...) to (n, between, ...)."""
+        return functional.relu_(self.norm1(self.convolution1(x)))
+
+    def second(self, x: Tensor) -> Tensor:
+        """Map (n, between, ...) to (n, after, ...)."""
         return functional.relu_(self.norm2(self.convolution2(x)))
 
     def widen(self, first: int, last: int) -> tuple[int, int]:
@@ -187,9 +194,15 @@ class UNet(nn.Module):
             skips.append(x if self.skips_across(level) else None)
             x = self.pool(x)
         x = self.bottom(x)
-        for upsampler, decoder in zip(reversed(self.upsamplers), reversed(self.decoders), strict=True):
-            x, skip = upsampler(x), skips.pop()
-            x = decoder(x if skip is None else torch.cat((x, skip), 1))
+        decoders = cast("list[ConvolutionPair]", list(self.decoders))
+        for upsampler, decoder in zip(reversed(self.upsamplers), reversed(decoders), strict=True):
+            x = upsampler(x)
+            # In steps, for what a caller names lives on: four times the features at most, not six.
+            if (skip := skips.pop()) is not None:
+                x = torch.cat((x, skip), 1)
+            del skip
+            x = decoder.first(x)
+            x = decoder.second(x)
         return cast("Tensor", self.head(x))
 
     def skips_across(self, level: int) -> bool:

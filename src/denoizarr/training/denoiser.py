@@ -187,16 +187,19 @@ class Denoiser:
         """Projected peak memory of :meth:`run_tile`, in bytes per voxel of the tile, the network's own aside.
 
         The finest level decides: what the last decoder reads (twice ``features`` channels), the skip and what
-        was upsampled, which it was made of, are alive together: 545 bytes per voxel for 32 features in
-        float32, and up to 1000 were measured where freed tensors stay with the process. A convolution in
-        float64 unrolls its input nine times (27 in 3D). One's own network is run over a small tile to see.
+        was upsampled, which it was made of, are alive together: four times the features. Of a volume up to
+        half more was measured, of planes, whose freed tensors stay with the process, twice as much. A
+        convolution in float64 unrolls its input nine times (27 in 3D). One's own network is run over a small
+        tile to see.
         """
         around = 16 * self._numpy().itemsize
         if isinstance(self.network, OwnNetwork):
             # Autocast keeps some of its tensors in float32: as if it were all.
             wide = torch.float64 if self.precision == "float64" else torch.float32
             return around + peak_bytes_per_voxel(self.module, self.stride, wide)
-        channels = 8 + 2 * 3**self.network.ndim if self.precision == "float64" else 8
+        channels = 8 if self.network.ndim == 2 else 6
+        if self.precision == "float64":
+            channels += 2 * 3**self.network.ndim
         return around + channels * self.network.features * self._dtype.itemsize
 
     def to(self, device: str | None = None, precision: Precision | None = None) -> Denoiser:

@@ -146,6 +146,14 @@ def test_a_batch_that_nobody_ends_is_given_up_after_three_tries_and_the_rest_goe
     assert all(found[b]["batch"] == b for b in range(9) if b != 5)
 
 
+def test_workers_do_not_wait_for_whoever_takes_what_is_done() -> None:
+    crew = _Crew([0.0], frozen=set())
+    waves = Waves(crew, dict, "s", Deadlines(POLICY))  # type: ignore[arg-type]
+    # All that are out have ended each time; those in their place are out before the next is taken.
+    out = [len(crew.asked) for _ in waves.run(range(9), lambda: True)]
+    assert out == [3, 4, 5, 6, 7, 8, 9, 9, 9]
+
+
 def test_a_frozen_worker_shows_even_where_nothing_has_ended_yet() -> None:
     clock = [0.0]
     crew = _Crew(clock, frozen={0, 1})

@@ -15,7 +15,15 @@ from denoizarr.errors import ConfigError
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.tiling import tiles_of
 from denoizarr.kernels import unet
-from denoizarr.kernels.unet import BlurPool, NetworkShape, UNet, build_network, fold_batch_norm, halo_of
+from denoizarr.kernels.unet import (
+    BlurPool,
+    ConvolutionPair,
+    NetworkShape,
+    UNet,
+    build_network,
+    fold_batch_norm,
+    halo_of,
+)
 
 SHAPES = [
     NetworkShape(features=4, depth=depth, norm=norm, upsampling=upsampling, n2v2=n2v2)
@@ -205,3 +213,47 @@ def test_weights_are_a_function_of_the_seed_alone() -> None:
 def test_an_impossible_shape_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=field):
         NetworkShape(**{field: value})  # type: ignore[arg-type]
+
+
+def plainly(net: UNet, x: torch.Tensor) -> torch.Tensor:
+    """The module's picture, layer by layer as torch has them: parts put together first, then convolved."""
+    convolve = functional.conv2d if net.shape.ndim == 2 else functional.conv3d
+
+    def pair(block: ConvolutionPair, x: torch.Tensor) -> torch.Tensor:
+        for layer, norm in ((block.convolution1, block.norm1), (block.convolution2, block.norm2)):
+            x = torch.relu(norm(convolve(x, layer.weight, layer.bias, padding=1)))
+        return x
+
+    skips = []
+    for level, encoder in enumerate(net.encoders):
+        x = pair(encoder, x)
+        skips.append(x if net.skips_across(level) else None)
+        x = net.pool(x)
+    x = pair(net.bottom, x)
+    for upsampler, decoder in zip(reversed(net.upsamplers), reversed(net.decoders), strict=True):
+        x, skip = upsampler(x), skips.pop()
+        x = pair(decoder, x if skip is None else torch.cat((x, skip), 1))
+    return convolve(x, net.head.weight, net.head.bias)
+
+
+@pytest.mark.parametrize("n2v2", [False, True])
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize(("ndim", "dtype"), [(2, torch.float32), (3, torch.float32), (3, torch.float64)])
+def test_the_quick_ways_round_torch_change_nothing(
+    ndim: int, dtype: torch.dtype, norm: str, n2v2: bool
+) -> None:
+    shape = NetworkShape(ndim=ndim, features=8, depth=2, norm=norm, n2v2=n2v2)  # type: ignore[arg-type]
+    net = build_network(shape, seed=1).eval().to(dtype)
+    inputs = torch.randn(2, 1, *(16,) * ndim, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    formats = (torch.contiguous_format, torch.channels_last if ndim == 2 else torch.channels_last_3d)
+    for memory_format in formats:
+        net = net.to(memory_format=memory_format)
+        x = inputs.clone(memory_format=memory_format).requires_grad_()
+        y = inputs.clone().requires_grad_()
+        found, expected = net(x), plainly(net, y)
+        tolerance = 1e-5 if dtype == torch.float32 else 1e-13
+        scale = float(expected.detach().abs().max())
+        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * scale)
+        gradient = torch.autograd.grad(found.square().sum(), x)[0]
+        plain = torch.autograd.grad(expected.square().sum(), y)[0]
+        torch.testing.assert_close(gradient, plain, rtol=0, atol=10 * tolerance * float(plain.abs().max()))

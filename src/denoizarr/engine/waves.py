@@ -102,12 +102,7 @@ class Waves:
         queue = iter(todo)
         try:
             while True:
-                while may_go_on() and len(self._running) < self._crew.room():
-                    batch = next(queue, None)
-                    if batch is None:
-                        break
-                    self._running[batch] = _Turn(self._clock())
-                    self._hand_out(batch)
+                self._fill(queue, may_go_on)
                 if not self._running:
                     return
                 # Also while no more are handed out: it is here that a lost cluster shows.
@@ -116,11 +111,21 @@ class Waves:
                     text = "%s: nobody is left to do the %d batches in flight"
                     _LOG.warning(text, self._label, len(self._running))
                     return
-                for batch, handle in self._answers():
-                    yield from self._settle(batch, handle)
+                # One at a time: whoever takes it may be slow, and workers would wait for those behind it.
+                if (answer := self._answer()) is not None:
+                    yield from self._settle(*answer)
                 yield from self._look_at_deadlines()
         finally:
             self._crew.close([*self._late, *(h for turn in self._running.values() for h in turn.handles)])
+
+    def _fill(self, queue: Iterator[int], may_go_on: Callable[[], bool]) -> None:
+        """Hand out as many batches as the crew has room for."""
+        while may_go_on() and len(self._running) < self._crew.room():
+            batch = next(queue, None)
+            if batch is None:
+                return
+            self._running[batch] = _Turn(self._clock())
+            self._hand_out(batch)
 
     def _hand_out(self, batch: int, avoid: frozenset[str] = frozenset()) -> bool:
         handle = self._crew.submit(self._work, batch, avoid | self._sick)
@@ -131,14 +136,12 @@ class Waves:
         handle.add_done_callback(lambda ended: self._ended.put((batch, ended)))
         return True
 
-    def _answers(self) -> Iterator[tuple[int, Any]]:
-        """Yield what has ended, waiting a while for the first."""
+    def _answer(self) -> tuple[int, Any] | None:
+        """Return one of those that have ended, waiting a while for it."""
         try:
-            yield self._ended.get(timeout=self._look_seconds)
-            while True:
-                yield self._ended.get_nowait()
+            return self._ended.get(timeout=self._look_seconds)
         except Empty:
-            return
+            return None
 
     def _settle(self, batch: int, handle: Any) -> Iterator[tuple[int, Record | BaseException]]:
         """Yield the outcome of a batch, unless its twin was faster or has yet to answer."""

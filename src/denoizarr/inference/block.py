@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -140,7 +139,7 @@ def read_block(spec: PredictionSpec, block: int) -> RawBlock:
 def compute_block(spec: PredictionSpec, block: int, raw: RawBlock) -> DenoisedBlock:
     """Denoise what was read."""
     denoiser, dtype = _model_of(spec), np.dtype(spec.layout.dtype)
-    with layers_memory_kept(denoiser):
+    with freed_memory_kept():
         values, tile_shape = compute_box(
             denoiser, raw, spec.tile_shape, dtype, f"block {block}", spec.threads
         )
@@ -338,15 +337,6 @@ def _padded(raw: RawBlock, at: tuple[int, ...], tile: Tile) -> Array:
 
 
 # ---- memory
-
-
-def layers_memory_kept(denoiser: Denoiser) -> AbstractContextManager[None]:
-    """Keep what a tile's layers free for the next tile, of a 2D network.
-
-    Tiles of a volume are as large as memory allows, and what is kept beside them takes two thirds as much
-    again: smaller tiles would compute more of the halo than that saves.
-    """
-    return freed_memory_kept() if len(denoiser.halo) == 2 else nullcontext()
 
 
 def halved(tile_shape: Sequence[int], block: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:

@@ -26,9 +26,10 @@ from denoizarr.stores.sources import ImageReader
 from denoizarr.stores.strict import Missing
 from denoizarr.training.denoiser import Denoiser, Precision
 from denoizarr.training.exactness import multiplies_bfloat16
+from denoizarr.training.memory import freed_memory_kept
 from denoizarr.training.own_network import OwnNetwork
 
-from .block import PredictionSpec, denoise_block, layers_memory_kept
+from .block import PredictionSpec, denoise_block
 from .devices import batch_voxels, place_of
 from .prediction import PREDICTION_BATCH_VOXELS, Prediction, plan_prediction
 
@@ -210,7 +211,7 @@ def _predict_one(
     threads_before = torch.get_num_threads()
     try:
         # From one block to the next, too, where this process does them.
-        with layers_memory_kept(model) if client is None else nullcontext():
+        with freed_memory_kept() if client is None else nullcontext():
             return write_image(
                 job,
                 overwrite=overwrite,

@@ -186,11 +186,10 @@ class Denoiser:
     def bytes_per_voxel(self) -> int:
         """Projected peak memory of :meth:`run_tile`, in bytes per voxel of the tile, the network's own aside.
 
-        The finest level decides: what the last decoder reads (twice ``features`` channels), the skip and what
-        was upsampled, which it was made of, are alive together: four times the features. Of a volume up to
-        half more was measured, of planes, whose freed tensors stay with the process, twice as much. A
-        convolution in float64 unrolls its input nine times (27 in 3D). One's own network is run over a small
-        tile to see.
+        The finest level decides: what the last decoder reads, in two parts, and what it makes of one are
+        alive together: three times the features. Freed tensors stay with the process, so that up to twice as
+        much was measured of volumes, and more of planes, whose tiles are many. A convolution in float64
+        unrolls its input nine times (27 in 3D). One's own network is run over a small tile to see.
         """
         around = 16 * self._numpy().itemsize
         if isinstance(self.network, OwnNetwork):

@@ -119,13 +119,16 @@ def test_the_code_runs(heading, code, tmp_path, monkeypatch):
     ):
         code = code.replace(long, short)
     np.save("mask.npy", np.ones((1, 9), bool))
-    names = {"mask_data": (image > 150).astype(np.uint8)}
+    data, bvals = series()
+    names = {"mask_data": (image > 150).astype(np.uint8), "data": data, "bvals": bvals}
     exec(compile(code, "the code of the page", "exec"), names)  # noqa: S102  # our own document
     if "careamics" in heading.lower():
         assert (tmp_path / "map.png").stat().st_size
         assert names["keep"].dims == ("z", "y", "x")
         assert 0 < names["covered"].n_patches < names["masked"].n_patches < names["index"].n_cells
         assert names["denoiser"].denoise(image[0]).shape == image[0].shape
+    elif "DIPY" in heading:
+        assert names["denoised"].shape == data.shape
     elif "two stages" in heading:
         assert denoizarr.open_image("run/denoised.ome.zarr").shape == image.shape
         stage1 = denoizarr.Denoiser.load("run/stage1/model.safetensors").training["options"]
@@ -927,3 +930,75 @@ def test_the_first_row_is_not_black():
         progress=False,
     )
     np.testing.assert_allclose(denoiser.denoise(image), image, rtol=1e-4)
+
+
+# ---- DIPY: Patch2Self
+
+
+def series(n=10, seed=0):
+    rng = np.random.default_rng(seed)
+    structure = rng.normal(size=(8, 7, 6, 3)) @ rng.normal(size=(3, n))
+    return np.rint(200 + 40 * structure + rng.normal(0, 6, (8, 7, 6, n))).astype(np.int16), np.full(n, 1000.0)
+
+
+def test_patch2self_takes_settings_by_name():
+    data, bvals = series()
+    with pytest.raises(TypeError):
+        denoizarr.patch2self(data, bvals, 0, "ols")
+
+
+def test_patch2self_needs_no_sketch():
+    data, bvals = series()
+    first, second = (denoizarr.patch2self(data, bvals, version=3) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert np.array_equal(first, denoizarr.patch2self(data, bvals, version=1))
+
+
+def test_patch2self_shifts():
+    data, bvals = series()
+    shifted = denoizarr.patch2self(data, bvals, out_dtype=np.float64)
+    np.testing.assert_allclose(shifted.min((0, 1, 2)), data.min((0, 1, 2)), atol=1e-9)
+    plain = denoizarr.patch2self(data, bvals, out_dtype=np.float64, shift_intensity=False)
+    assert np.abs(plain.min((0, 1, 2)) - data.min((0, 1, 2))).max() > 1
+
+
+def test_patch2self_does_not_wrap():
+    data, bvals = series()
+    low = np.clip(data - data.min() - 50, 0, 65535).astype(np.uint16)
+    exact = denoizarr.patch2self(low, bvals, out_dtype=np.float64, shift_intensity=False)
+    found = denoizarr.patch2self(low, bvals, shift_intensity=False)
+    assert exact.min() < -1
+    assert found.max() < 2 * low.max()
+    assert (found[exact < 0] == 0).all()
+
+
+def test_patch2self_counts_b_values():
+    data, bvals = series()
+    with pytest.raises(BadRequest, match="got 9 b-values, expected 10"):
+        denoizarr.patch2self(data, bvals[:-1])
+
+
+def test_patch2self_keeps_b0_in_place():
+    data, bvals = series()
+    bvals[[2, 5]] = 0
+    found = denoizarr.patch2self(data, bvals, b0_denoising=False)
+    assert np.array_equal(found[..., [2, 5]], data[..., [2, 5]])
+    assert not np.array_equal(found[..., 3], data[..., 3])
+
+
+def test_patch2self_needs_three_volumes():
+    data, bvals = series()
+    bvals[[2, 5]] = 0
+    with pytest.raises(BadRequest, match="b0_denoising=False"):
+        denoizarr.patch2self(data, bvals)
+
+
+def test_patch2self_knows_three_models():
+    data, bvals = series()
+    with pytest.raises(BadRequest, match="ols, ridge or lasso"):
+        denoizarr.patch2self(data, bvals, model="forest")
+
+
+def test_patch2self_takes_many_volumes():
+    data, bvals = series(300)
+    assert denoizarr.patch2self(data, bvals).shape == (8, 7, 6, 300)

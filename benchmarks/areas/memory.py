@@ -129,10 +129,10 @@ def ends(settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     import zarr
     from tests.virtual_image import VirtualStore
 
+    from denoizarr.engine.memory_limits import parse_bytes
     from denoizarr.engine.runner import Step, run_step
     from denoizarr.images.output import begin_output
     from denoizarr.inference.block import PredictionSpec, denoise_block
-    from denoizarr.inference.memory_model import parse_bytes
     from denoizarr.inference.prediction import plan_prediction
     from denoizarr.stores.images import as_image
 
@@ -191,8 +191,8 @@ def _peak() -> int:
 
 def worker(settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     from denoizarr.engine.cluster import ClusterSettings, open_client
+    from denoizarr.engine.memory_limits import parse_bytes
     from denoizarr.images.save import save_image
-    from denoizarr.inference.memory_model import parse_bytes
     from denoizarr.inference.predict import predict
     from denoizarr.inference.prediction import plan_prediction
     from denoizarr.stores.images import open_image

@@ -43,6 +43,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "training.normalisation": ("Normalisation",),
     "training.denoiser": ("Denoiser",),
     "inference.predict": ("predict",),
+    "diffusion.patch2self": ("patch2self",),
     "engine.summary": ("RunSummary",),
     "report.page": ("write_report",),
     "pipeline.config": ("JobConfig",),

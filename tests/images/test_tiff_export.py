@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import denoizarr.cli  # noqa: F401  # its verbs
 from denoizarr.cli.app import app
 from denoizarr.errors import BadRequest, MissingChunk, NoSpace, OutputExists
-from denoizarr.images import tiff_export
+from denoizarr.images import tiff_export, whole_file
 from denoizarr.images.convert import convert
 from denoizarr.images.save import save_image
 from denoizarr.kernels.pooling import mean_pool
@@ -201,7 +201,7 @@ def test_a_full_disk_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest
     class Full:
         f_bavail, f_frsize = 1, 4096
 
-    monkeypatch.setattr(tiff_export.os, "statvfs", lambda _: Full)
+    monkeypatch.setattr(whole_file.os, "statvfs", lambda _: Full)
     with pytest.raises(NoSpace, match=r"0\.0 GiB free"):
         convert(tmp_path / "a.ome.zarr", tmp_path / "a.tif")
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from denoizarr.engine.ledger import Ledger
+from denoizarr.engine.memory_limits import parse_bytes
 from denoizarr.errors import (
     BadRequest,
     IncompleteOutput,
@@ -25,7 +26,6 @@ from denoizarr.errors import (
 from denoizarr.geometry.boxes import Box
 from denoizarr.images.save import save_image
 from denoizarr.inference.block import denoise_box
-from denoizarr.inference.memory_model import parse_bytes
 from denoizarr.inference.predict import predict
 from denoizarr.inference.prediction import plan_prediction
 from denoizarr.kernels.unet import NetworkShape, build_network

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from denoizarr.errors import DenoizarrError
 
+from . import diffusion as diffusion
 from . import images as images
 from . import jobs as jobs
 from . import looking as looking

@@ -184,8 +184,8 @@ def predict(
     `denoizarr predict model.safetensors 'night/*.ome.zarr' denoised`
     """
     from denoizarr.engine.cluster import ClusterSettings, open_client
+    from denoizarr.engine.memory_limits import parse_bytes
     from denoizarr.engine.shares import Share
-    from denoizarr.inference.memory_model import parse_bytes
     from denoizarr.inference.predict import predict as run_predict
     from denoizarr.inference.prediction import plan_prediction
     from denoizarr.stores.images import as_images

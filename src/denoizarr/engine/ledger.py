@@ -300,6 +300,10 @@ class Ledger:
         if not records.create_json(key, body) and self._read(key) is None:
             records.write_json(key, body)
 
+    def discard(self, step: str, batch: int) -> None:
+        """Delete the record of a batch whose result turned out to be damaged, so that it counts as undone."""
+        locations.delete(self._key(step, batch))
+
     def discard_torn(self, step: str, batch: int) -> None:
         """Delete what lies in place of a batch's record and is none, so that the batch counts as undone.
 

@@ -13,11 +13,15 @@ from denoizarr.errors import BadRequest
 from denoizarr.stores import locations
 from denoizarr.stores.foreign import describe_foreign, is_foreign, listed_reader, open_foreign, write_listing
 from denoizarr.stores.images import as_image, reader_of
+from denoizarr.stores.nifti import is_nifti_name
+from denoizarr.stores.ome_zarr import NIFTI
 from denoizarr.stores.sources import ImageReader
 
 from .layout import OutputLayout, plan_layout
+from .nifti_export import NiftiExport
 from .output import ledger_url
-from .save import omero_of, world_of
+from .save import extra_of, omero_of, world_of
+from .series import block_of_series
 from .tiff_export import SUFFIXES, TiffExport
 
 _DEFAULT_UNIT = {"x": "micrometer", "y": "micrometer", "z": "micrometer", "t": "second"}
@@ -39,6 +43,8 @@ class Found:
     omero : dict
     changes : tuple of str
         What will not survive.
+    extra : dict
+        Attributes that are carried along untouched.
     prepare : callable or None
         Puts what workers need where they find it; called once the destination is claimed.
     """
@@ -50,6 +56,7 @@ class Found:
     units: dict[str, str | None]
     omero: dict[str, Any] = field(default_factory=dict)
     changes: tuple[str, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
     prepare: Callable[[], None] | None = None
 
 
@@ -60,11 +67,11 @@ class Conversion:
     Attributes
     ----------
     found : Found
-    output : OutputLayout or TiffExport
+    output : OutputLayout, TiffExport or NiftiExport
     """
 
     found: Found
-    output: OutputLayout | TiffExport
+    output: OutputLayout | TiffExport | NiftiExport
 
 
 def find_image(
@@ -87,7 +94,7 @@ def find_image(
         reader = reader_of(image)
         scale, translation, units = (dict(zip(reader.dims, found, strict=True)) for found in world_of(image))
         stored = tuple(axes) if axes is not None else reader.dims
-        return Found(reader, stored, scale, translation, units, omero_of(image))  # type: ignore[arg-type]
+        return Found(reader, stored, scale, translation, units, omero_of(image), extra=extra_of(image))  # type: ignore[arg-type]
     source, said = describe_foreign(sources, axes)
     reader, prepare = open_foreign(source), None
     if distributed and len(source.paths) > _FEW_FILES:
@@ -106,6 +113,7 @@ def find_image(
         {d: said.units.get(d) for d in reader.dims},
         said.omero if len(said.omero.get("channels", ())) == channels else {},
         said.losses,
+        said.extra,
         prepare,
     )
 
@@ -141,22 +149,27 @@ def plan_conversion(
         named[dim] = named[dim] or _DEFAULT_UNIT.get(dim)
     named |= {dim: str(unit) for dim, unit in _by_axis(units, found.stored_axes, "units").items()}
     reader, name = found.reader, Path(where).name.split(".")[0]
-    if where.lower().endswith(SUFFIXES):
+    if where.lower().endswith(SUFFIXES) or is_nifti_name(where):
         refused = [key for key in ("chunks", "shards") if layout.get(key) is not None]
         refused += ["client"] * distributed + ["share"] * shared
         if refused:
             raise BadRequest(
-                "a TIFF file is written by one process, in pages",
+                "a file is written by one process, in its own order",
                 where=locations.redact(where),
                 got=", ".join(refused),
                 remedy="leave it out, or name the destination NAME.ome.zarr",
             )
+        if is_nifti_name(where):
+            return Conversion(found, NiftiExport(reader, where, world, named, found.extra))
         scales, starts = (tuple(of[d] for d in reader.dims) for of in (world, found.translation))
         signs = tuple(named[d] for d in reader.dims)
         if levels is not None and levels < 1:
             raise BadRequest("an image needs a level", where="levels", got=levels, expected="1 or more")
         export = TiffExport(reader, where, scales, starts, signs, found.omero, name, levels or 1)
         return Conversion(found, export)
+    if NIFTI in found.extra and len(reader.shape) == 4 and not any(map(layout.get, ("chunks", "shards"))):
+        # Volumes of one object, which are computed with one another; a time series of planes is not.
+        layout |= _of_series(reader, layout.get("ome_version"))
     planned = plan_layout(
         where,
         dims=reader.dims,
@@ -168,10 +181,19 @@ def plan_conversion(
         levels=levels,
         name=name,
         omero=found.omero,
+        extra=found.extra,
         decoded=reader.chunks,
         **layout,
     )
     return Conversion(found, planned)
+
+
+def _of_series(reader: ImageReader, ome_version: str | None) -> dict[str, Any]:
+    n, *_ = reader.shape
+    block = block_of_series(reader.shape, reader.chunks, reader.dtype.itemsize)
+    if ome_version == "0.4":
+        return {"chunks": (n, *block)}
+    return {"chunks": (1, *block), "shards": (n, *block)}
 
 
 def _by_axis(

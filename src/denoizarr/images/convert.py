@@ -18,11 +18,12 @@ from denoizarr.stores.foreign import natural_order
 
 from .conversion import Conversion, plan_conversion
 from .layout import OutputLayout
+from .nifti_export import NiftiExport, check_nifti, export_nifti
 from .output import check_apart, check_free
 from .save import copy_image
 from .tiff_export import check_export, export_tiff
 
-_SUFFIXES = (".ome.zarr", ".ome.tif")
+_SUFFIXES = (".ome.zarr", ".ome.tif", ".nii.gz", ".nii")
 
 
 def convert(
@@ -43,7 +44,7 @@ def convert(
     share: tuple[int, int] | None = None,
     each: str | None = None,
 ) -> RunSummary:
-    """Write TIFF, OME-TIFF, PNG or npy files, or a Zarr image, as an OME-Zarr pyramid or as an OME-TIFF.
+    """Write TIFF, PNG, npy or NIfTI files, or a Zarr image, as an OME-Zarr pyramid, an OME-TIFF or a NIfTI.
 
     Parameters
     ----------
@@ -53,7 +54,8 @@ def convert(
     destination : str or Path
         An OME-Zarr image; or a name that ends in .tif, .tiff or .btf, for an OME-TIFF (a BigTIFF where it is
         large): uncompressed, in pages, or in tiles where pages are large, written whole or not at all, so a
-        conversion that was killed begins again.
+        conversion that was killed begins again. Or one that ends in .nii or .nii.gz: an image that came from
+        NIfTI has its header, affine, b-values and directions again.
     axes : str, optional
         Axis names in stored order, all of them, such as "zyx"; by default what the files say, else z.
     scale, units : one per axis in stored order, or a dict by axis, optional
@@ -69,7 +71,7 @@ def convert(
     share : (int, int), optional
         (i, n), i from 1 to n: every n-th batch of blocks only, beside other processes, without Dask. A call
         without it, when all are done, finishes the image.
-    each : {".ome.zarr", ".ome.tif"}, optional
+    each : {".ome.zarr", ".ome.tif", ".nii.gz", ".nii"}, optional
         Every source is an image of its own: a file, a folder of planes, a Zarr image, or each of those that a
         glob matches. They go into the folder ``destination`` under their names, with this ending, after all
         of them have been looked at.
@@ -124,6 +126,9 @@ def convert(
 def _check(conversion: Conversion, overwrite: bool) -> None:
     """Refuse before any other image is begun what would be refused when it is this one's turn."""
     output = conversion.output
+    if isinstance(output, NiftiExport):
+        check_nifti(output, overwrite=overwrite)
+        return
     if not isinstance(output, OutputLayout):
         check_export(output, overwrite=overwrite)
         return
@@ -142,6 +147,9 @@ def _run(
     share: Share | None,
 ) -> RunSummary:
     found, output = conversion.found, conversion.output
+    if isinstance(output, NiftiExport):
+        summary = export_nifti(output, overwrite=overwrite, progress=progress)
+        return replace(summary, changes=found.changes)
     if not isinstance(output, OutputLayout):
         summary = export_tiff(output, overwrite=overwrite, threads=threads, progress=progress)
         return replace(summary, changes=(*found.changes, *summary.changes))

@@ -83,6 +83,8 @@ class OutputLayout:
     along : int
         How many of the coarser levels are written with the finest: unit ``n`` of each lies above unit ``n``
         of the finest.
+    extra : dict
+        Attributes that are carried along untouched.
     """
 
     url: str
@@ -94,12 +96,15 @@ class OutputLayout:
     name: str = ""
     omero: Mapping[str, Any] = field(default_factory=dict)
     along: int = 0
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ome(self) -> OmeImage:
         """The metadata of the image."""
         levels = tuple(Level(v.path, v.scale, v.translation) for v in self.levels)
-        return OmeImage(self.ome_version, self.dims, self.units, levels, self.name, dict(self.omero))
+        return OmeImage(
+            self.ome_version, self.dims, self.units, levels, self.name, dict(self.omero), dict(self.extra)
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return what of the layout decides the output's bytes."""
@@ -115,6 +120,7 @@ class OutputLayout:
             "units": list(self.units),
             "omero": dict(self.omero),
             "along": self.along,
+            **({"extra": dict(self.extra)} if self.extra else {}),
         }
 
 
@@ -133,6 +139,7 @@ def plan_layout(
     levels: int | None = None,
     name: str = "",
     omero: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
     decoded: Sequence[int] | None = None,
 ) -> OutputLayout:
     """Decide the layout of an output image.
@@ -222,7 +229,16 @@ def plan_layout(
         shape = tuple(ceil_div(n, f) for n, f in zip(shape, factors, strict=True))
     version: OmeVersion = "0.5" if ome_version == "0.5" else "0.4"
     return OutputLayout(
-        url, dims, dtype.name, version, tuple(units), tuple(planned), name, dict(omero or {}), along
+        url,
+        dims,
+        dtype.name,
+        version,
+        tuple(units),
+        tuple(planned),
+        name,
+        dict(omero or {}),
+        along,
+        dict(extra or {}),
     )
 
 

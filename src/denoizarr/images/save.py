@@ -109,6 +109,7 @@ def save_image(
         levels=levels,
         name=str(opened.name or ""),
         omero=omero_of(opened),
+        extra=extra_of(opened),
     )
     return copy_image(reader, layout, overwrite=overwrite, client=client)
 
@@ -147,6 +148,13 @@ def omero_of(image: xr.DataArray) -> dict[str, Any]:
     if not isinstance(omero, dict) or len(omero.get("channels", ())) != image.sizes.get("c", 1):
         return {}
     return omero
+
+
+def extra_of(image: xr.DataArray) -> dict[str, Any]:
+    """Return the attributes that an image hands on to what is computed of it."""
+    ome = image.attrs.get("ome")
+    extra = ome.get("extra") if isinstance(ome, dict) else None
+    return dict(extra) if isinstance(extra, dict) else {}
 
 
 def world_of(image: xr.DataArray) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str | None, ...]]:

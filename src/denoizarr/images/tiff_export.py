@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +25,7 @@ import tifffile
 from denoizarr.engine.batches import peak_bytes
 from denoizarr.engine.progress import Progress
 from denoizarr.engine.summary import RunSummary
-from denoizarr.errors import BadRequest, NoSpace, OutputExists
+from denoizarr.errors import BadRequest
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import ceil_div, round_up
 from denoizarr.kernels.pooling import mean_pool
@@ -36,6 +34,7 @@ from denoizarr.stores.sources import Array, ImageReader
 from denoizarr.stores.tiff_metadata import ome_metadata
 
 from .output import check_apart
+from .whole_file import check_free_file, put_in_place
 
 SUFFIXES = (".tif", ".tiff", ".btf")
 _TILE, _LARGEST_PAGE = 512, 2048
@@ -107,7 +106,7 @@ def export_tiff(
                 for level in range(job.levels):
                     _write_level(job, file, level, metadata, threads, bar)
             locations.make_durable(part)
-            _put_in_place(part, path, overwrite)
+            put_in_place(part, path, overwrite)
     finally:
         part.unlink(missing_ok=True)
     changes = (f"only denoizarr reads back from the file: {', '.join(ours)}",) if ours else ()
@@ -124,7 +123,6 @@ def export_tiff(
 
 def check_export(job: TiffExport, *, overwrite: bool) -> int:
     """Refuse what can be refused before any work; return how large the file will be, about."""
-    path = locations.local_path(job.destination)
     check_apart(job.destination, job.reader.urls)
     dtype = job.reader.dtype
     if dtype.name not in _DTYPES:
@@ -135,36 +133,9 @@ def check_export(job: TiffExport, *, overwrite: bool) -> int:
             expected=f"one of {', '.join(_DTYPES)}",
             remedy="save it as another dtype first",
         )
-    if path.exists() and not (overwrite and path.is_file()):
-        raise OutputExists(
-            "something lies at the destination already",
-            where=locations.redact(job.destination),
-            remedy="choose another destination" + (" or pass overwrite" if path.is_file() else ""),
-        )
     n_bytes = sum(prod(job.level_shape(level)) for level in range(job.levels)) * dtype.itemsize
-    there = next(folder for folder in path.parents if folder.exists())
-    stats = os.statvfs(there)
-    if (free := stats.f_bavail * stats.f_frsize) < n_bytes:
-        raise NoSpace(
-            "the disk is too full for this file",
-            where=str(there),
-            got=f"{free / 2**30:,.1f} GiB free",
-            expected=f"{n_bytes / 2**30:,.1f} GiB",
-        )
+    check_free_file(job.destination, n_bytes, overwrite=overwrite)
     return n_bytes
-
-
-def _put_in_place(part: Path, path: Path, overwrite: bool) -> None:
-    if not overwrite:
-        try:
-            os.link(part, path)  # fails where somebody was faster, as a rename would not
-        except FileExistsError as error:
-            raise OutputExists("something lies at the destination by now", where=str(path)) from error
-        except OSError:  # a disk without links
-            part.rename(path)
-    else:
-        part.replace(path)
-    locations.make_durable(path)
 
 
 def _write_level(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from denoizarr.engine import failpoints
 from denoizarr.engine.driver_lock import only_driver
-from denoizarr.engine.runner import Step, Task, run_step
+from denoizarr.engine.ledger import Ledger
+from denoizarr.engine.runner import Step, Task, is_done, run_step
 from denoizarr.engine.shares import Share
 from denoizarr.engine.summary import RunSummary, Tally
 from denoizarr.errors import BadRequest
@@ -20,6 +22,34 @@ from .layout import OutputLayout
 from .output import begin_output, check_apart, check_free, finish_output, ledger_url, reopen_output
 from .pyramid import blocks_per_batch, build_pyramid, pyramid_steps
 from .shared import begin_shared
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """A pass over the input before the first voxel is written: it may decide what is written.
+
+    Attributes
+    ----------
+    name : str
+        Of its step in the ledger.
+    task : callable
+        ``task(spec, block)``, as of any step; a batch is one block.
+    n_blocks : int
+    conclude : callable
+        ``conclude(ledger, spec)`` returns the spec of what comes after, once every block is done; again the
+        same from the same records.
+    """
+
+    name: str
+    task: Task
+    n_blocks: int
+    conclude: Callable[[Ledger, Any], Any]
+
+    def step(self, spec: Any) -> Step:
+        """Return the step that does it."""
+        return Step(self.name, self.task, spec, self.n_blocks, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +75,8 @@ class ImageJob:
         What of the input does not survive.
     resources : mapping, optional
         What a batch of the finest level needs of a Dask worker, such as ``{"GPU": 1}``.
+    surveys : tuple of Survey
+        In order; the spec of each is what the one before it concluded.
     """
 
     reader: ImageReader
@@ -56,6 +88,7 @@ class ImageJob:
     label: str
     changes: tuple[str, ...] = ()
     resources: Mapping[str, float] | None = None
+    surveys: tuple[Survey, ...] = ()
 
     @property
     def level_0(self) -> Step:
@@ -114,7 +147,11 @@ def write_image(
         if prepare is not None:
             prepare()
         reopen_output(layout, ledger, [step])
-        run_step(step, ledger=ledger, **who, label=job.label, fold=tally.add, share=share)
+        surveyed = _survey(job, ledger, who, share)
+        if surveyed is None:
+            _LOG.info("%s: its share of the first pass is done; run it again once all shares are", job.label)
+            return tally.summary(layout.url, seconds=time.monotonic() - started, changes=job.changes)
+        run_step(surveyed.level_0, ledger=ledger, **who, label=job.label, fold=tally.add, share=share)
         return tally.summary(layout.url, seconds=time.monotonic() - started, changes=job.changes)
     check_free(layout.url, overwrite=overwrite)
     # Before anything is deleted or claimed: it may be another driver's, in the middle of its work.
@@ -125,11 +162,26 @@ def write_image(
             prepare()
         failpoints.reach("prepared")
         reopen_output(layout, ledger, [step, *pyramid_steps(layout)])
-        run_step(step, ledger=ledger, **who, label=job.label, fold=tally.add)
+        surveyed = _survey(job, ledger, who, None)
+        assert surveyed is not None, "only shares wait for others"
+        run_step(surveyed.level_0, ledger=ledger, **who, label=job.label, fold=tally.add)
         build_pyramid(layout, ledger, **who, fold=tally.add)
         finish_output(layout)
         failpoints.reach("marked")
     return tally.summary(layout.url, seconds=time.monotonic() - started, changes=job.changes)
+
+
+def _survey(job: ImageJob, ledger: Ledger, who: dict[str, Any], share: Share | None) -> ImageJob | None:
+    """Do the passes before the first voxel; return the job as they leave it, None where they are not done."""
+    for survey in job.surveys:
+        step = survey.step(job.spec)
+        run_step(
+            step, ledger=ledger, **who, label=f"{job.label}, {survey.name}", fold=lambda _: None, share=share
+        )
+        if share is not None and not is_done(step, ledger):
+            return None
+        job = replace(job, spec=survey.conclude(ledger, job.spec))
+    return job
 
 
 def _check_alone(share: Share, client: Any, overwrite: bool) -> None:

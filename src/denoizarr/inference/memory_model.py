@@ -13,11 +13,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from denoizarr.engine.stages import BLOCKS_AHEAD, BLOCKS_BEHIND
-from denoizarr.errors import BadRequest
 
 # Resident memory of a worker before its first block: torch, zarr, distributed. 360 to 410 MiB where it has
 # done nothing else, and up to 700 where a job's earlier steps have left numba, scipy and freed memory there.
@@ -72,14 +70,3 @@ class MemoryModel:
     def pyramid_bytes(self, voxels_below: int) -> int:
         """Return the projected peak of a worker that averages so many voxels to a block of the next level."""
         return BASE_BYTES + voxels_below * (2 * self.output_bytes + _SUM_BYTES * 3 // 4)
-
-
-def parse_bytes(text: str | int, where: str = "memory_limit") -> int:
-    """Return a number of bytes from 2147483648, "2GiB" or "500 MB"."""
-    if isinstance(text, int):
-        return text
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
-    if match is None:
-        raise BadRequest("not an amount of memory", where=where, got=repr(text), expected='such as "2GiB"')
-    base = 1024 if match[3] else 1000
-    return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))

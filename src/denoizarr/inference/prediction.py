@@ -12,12 +12,13 @@ import numpy as np
 import xarray as xr
 
 from denoizarr.engine.ledger import Ledger
+from denoizarr.engine.memory_limits import parse_bytes
 from denoizarr.errors import BadRequest, MemoryLimitTooSmall, ModelError
 from denoizarr.geometry.grids import ceil_div
 from denoizarr.images.layout import OutputLayout, plan_layout
 from denoizarr.images.output import ledger_url
 from denoizarr.images.pyramid import blocks_per_batch
-from denoizarr.images.save import omero_of, world_of
+from denoizarr.images.save import extra_of, omero_of, world_of
 from denoizarr.kernels.unet import NetworkShape
 from denoizarr.stores import locations
 from denoizarr.stores.images import reader_of
@@ -26,7 +27,7 @@ from denoizarr.training.denoiser import Denoiser
 
 from .amounts import Amounts, Cut, amounts_of
 from .devices import batch_voxels
-from .memory_model import MemoryModel, parse_bytes
+from .memory_model import MemoryModel
 from .work_shape import Work, WorkShape, choose_work_shape, viewer_chunks
 
 # A batch is some seconds of a CPU core: the standard network does about half a megapixel a second.
@@ -144,6 +145,7 @@ def plan_prediction(
     common: dict[str, Any] = {
         "dims": reader.dims, "shape": reader.shape, "dtype": kept, "scale": scale, "translation": translation,
         "units": units, "ome_version": ome_version, "name": str(image.name or ""), "omero": omero_of(image),
+        "extra": extra_of(image),
     }  # fmt: skip
     url = locations.join(destination)
     begun = None

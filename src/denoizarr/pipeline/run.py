@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from denoizarr.engine.cluster import ClusterSettings, open_client, usable_cores
 from denoizarr.engine.driver_lock import only_driver
 from denoizarr.engine.ledger import Ledger
+from denoizarr.engine.memory_limits import parse_bytes
 from denoizarr.engine.summary import RunSummary, added, smaller_tiles_in_words
 from denoizarr.errors import BadRequest, DegenerateData, ImageNotFound, MetadataError
 from denoizarr.images.output import is_complete
 from denoizarr.images.periodic_record import images_of_record, periodic_record
-from denoizarr.inference.memory_model import parse_bytes
 from denoizarr.inference.predict import predict
 from denoizarr.report.page import write_report
 from denoizarr.selection.image_scores import ImageScores, score_image

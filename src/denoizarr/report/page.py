@@ -97,12 +97,17 @@ def write_report(run: str | Path) -> str:
     for section in sections:
         for picture in section.pictures:
             locations.put(locations.join(folder.url, "figures", f"{picture.name}.png"), picture.png)
-    html = _template().render(page=_page(folder, pairs or [], findings, sections))
+    html = render_page(_page(folder, pairs or [], findings, sections))
     destination = locations.join(folder.url, "report.html")
     # One put of all bytes: whoever opens the page sees the old one or the new, never half of it.
     locations.put(destination, html.encode("utf-8"))
     _LOG.info("report written to %s", destination)
     return destination
+
+
+def render_page(page: Page) -> str:
+    """Return the page as HTML that needs nothing but itself."""
+    return _template().render(page=page)
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""Images in other formats, read box by box: TIFF (multi-page, OME, ImageJ, folders of planes), PNG, npy."""
+"""Images in other formats, read box by box: TIFF (pages, OME, ImageJ, folders of planes), PNG, npy, NIfTI."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ from denoizarr.errors import (
 from denoizarr.geometry.boxes import Box
 
 from . import locations, records
+from .nifti import SUFFIXES as NIFTI_SUFFIXES
+from .nifti import open_nifti
 from .ome_zarr import DIMS
 from .records import digest
 from .sources import UNDECODABLE, Array, ImageReader
 from .tiff import open_tiff
 from .tiff_metadata import ForeignMetadata
 
-Kind = Literal["tiff", "png", "npy"]
+Kind = Literal["tiff", "png", "npy", "nifti"]
 _KINDS: dict[str, Kind] = {".tif": "tiff", ".tiff": "tiff", ".btf": "tiff", ".png": "png", ".npy": "npy"}
+_KINDS |= dict.fromkeys(NIFTI_SUFFIXES, "nifti")
 _PROBES_AT_ONCE, _FEW = 16, 64
 
 
@@ -45,7 +48,7 @@ class ForeignSource:
     ----------
     paths : tuple of str
         In stacking order.
-    kind : {"tiff", "png", "npy"}
+    kind : {"tiff", "png", "npy", "nifti"}
     axes : tuple of str
         One name per axis of the stack, in stored order; with several files the stacking axis first.
     shape : tuple of int
@@ -66,16 +69,22 @@ class ForeignSource:
 def is_foreign(url: str | Path) -> bool:
     """Tell whether the path names a foreign file, a folder of them or a glob that matches some."""
     path = locations.local_path(url)
-    if path.suffix.lower() in _KINDS:
+    if _suffix(path) in _KINDS:
         return True
     if path.is_dir() and not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zarray")):
-        return any(p.suffix.lower() in _KINDS for p in path.iterdir())
+        return any(_suffix(p) in _KINDS for p in path.iterdir())
     return False
 
 
 def is_foreign_name(url: str | Path) -> bool:
     """Tell whether the name ends as a file of another format does: TIFF, PNG, npy, NIfTI."""
-    return str(url).lower().endswith((*_KINDS, ".nii", ".nii.gz"))
+    return str(url).lower().endswith(tuple(_KINDS))
+
+
+def _suffix(path: Path) -> str:
+    """Return the end of a file's name that says what it is: .nii.gz in whole."""
+    ends = path.suffix.lower()
+    return Path(path.stem).suffix.lower() + ends if ends == ".gz" else ends
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:
@@ -96,7 +105,7 @@ def find_files(sources: Sequence[str | Path]) -> list[str]:
     for source in sources:
         path = locations.local_path(source)
         if path.is_dir():
-            here = [str(p) for p in path.iterdir() if p.suffix.lower() in _KINDS]
+            here = [str(p) for p in path.iterdir() if _suffix(p) in _KINDS]
         elif path.exists():
             here = [str(path)]
         else:
@@ -104,7 +113,7 @@ def find_files(sources: Sequence[str | Path]) -> list[str]:
         if not here:
             raise ImageNotFound("no image files here", where=str(source), remedy="check the path or pattern")
         found += sorted(sorted(here), key=natural_order)  # twice: plane1 and plane01 have equal keys
-    suffixes = {Path(name).suffix.lower() for name in found}
+    suffixes = {_suffix(Path(name)) for name in found}
     unknown = sorted(suffixes - _KINDS.keys())
     if unknown:
         raise UnsupportedStore(
@@ -137,7 +146,7 @@ def describe_foreign(
     ImageNotFound, UnsupportedStore, BadRequest, MetadataError
     """
     paths = find_files(sources)
-    kind = _KINDS[Path(paths[0]).suffix.lower()]
+    kind = _KINDS[_suffix(Path(paths[0]))]
     shape, dtype, stored_axes, metadata = _probe(paths[0], kind)
     # Headers are small, and a disk far away takes its time for each.
     with ThreadPoolExecutor(min(_PROBES_AT_ONCE, len(paths))) as pool:
@@ -184,7 +193,7 @@ def _probe(path: str, kind: Kind) -> tuple[tuple[int, ...], str, tuple[str, ...]
             shape, dtype = _png_header(path)
             found = shape, dtype, ("y", "x") if len(shape) == 2 else ("y", "x", "c"), nothing
         else:
-            image = open_tiff(path)
+            image = open_nifti(path) if kind == "nifti" else open_tiff(path)
             found = image.shape, image.dtype.name, image.dims, image.metadata
     except DenoizarrError:
         raise
@@ -311,8 +320,8 @@ def _reader_of(source: ForeignSource, handle: Any, reopen: Callable[[Any], Image
 def _file_chunks(source: ForeignSource) -> tuple[int, ...]:
     """Return what one read of a file decodes at least: a page, a strip or a tile of a TIFF."""
     of_file = source.shape[1:] if len(source.paths) > 1 else source.shape
-    if source.kind == "tiff":
-        return open_tiff(source.paths[0]).chunks
+    if source.kind in ("tiff", "nifti"):
+        return (open_tiff if source.kind == "tiff" else open_nifti)(source.paths[0]).chunks
     return of_file if source.kind == "png" else (*(1,) * (len(of_file) - 2), *of_file[-2:])
 
 
@@ -322,7 +331,7 @@ def _read_file(path: str, source: ForeignSource, wanted: tuple[slice, ...]) -> A
             return np.array(np.load(path, mmap_mode="r", allow_pickle=False)[wanted])
         if source.kind == "png":
             return _read_png(path)[wanted]
-        return open_tiff(path).read(wanted)
+        return (open_nifti if source.kind == "nifti" else open_tiff)(path).read(wanted)
     except FileNotFoundError as error:
         raise ImageNotFound("a file of the stack is gone", where=path) from error
     except DenoizarrError:

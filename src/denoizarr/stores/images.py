@@ -177,7 +177,9 @@ def _image_of(source: ImageSource, ome: OmeImage | None, level: int) -> xr.DataA
     return named.assign_attrs(
         url=source.url,
         level=level,
-        ome={} if ome is None else {"name": ome.name, "omero": ome.omero, "version": ome.version},
+        ome={}
+        if ome is None
+        else {"name": ome.name, "omero": ome.omero, "extra": ome.extra, "version": ome.version},
     )
 
 

@@ -20,6 +20,8 @@ from denoizarr.errors import IncompleteOutput, MetadataError, NotOmeZarr
 
 DIMS = ("t", "c", "z", "y", "x")
 STATE = "denoizarr.state"
+NIFTI = "denoizarr.nifti"
+CARRIED = (NIFTI,)
 _AXIS_TYPE = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 
 OmeVersion = Literal["0.4", "0.5"]
@@ -59,6 +61,8 @@ class OmeImage:
     name : str
     omero : dict
         Rendering hints (channel names, colours, windows), carried along untouched.
+    extra : dict
+        Attributes of ours that go from an image to what is computed of it, such as a NIfTI file's header.
     """
 
     version: str
@@ -67,6 +71,7 @@ class OmeImage:
     levels: tuple[Level, ...]
     name: str = ""
     omero: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def read_ome(group: zarr.Group, where: str, *, allow_incomplete: bool = False) -> OmeImage:
@@ -113,6 +118,7 @@ def read_ome(group: zarr.Group, where: str, *, allow_incomplete: bool = False) -
         levels,
         str(multiscale.name or ""),
         omero if isinstance(omero, dict) else {},
+        {name: attributes[name] for name in CARRIED if isinstance(attributes.get(name), dict)},
     )
 
 
@@ -190,4 +196,5 @@ def ome_attributes(image: OmeImage) -> dict[str, Any]:
     body: dict[str, Any] = {"multiscales": [multiscale]}
     if image.omero:
         body["omero"] = image.omero
-    return {"ome": {"version": image.version, **body}} if image.version == "0.5" else body
+    told = {"ome": {"version": image.version, **body}} if image.version == "0.5" else body
+    return told | image.extra

@@ -51,6 +51,8 @@ class ForeignMetadata:
         Rendering hints: channel names, colours, windows.
     dims : tuple of str
         Axes that a file of ours had, those of length one included; empty for others.
+    extra : dict
+        Attributes that the image keeps as they are: what only files of that format have a use for.
     """
 
     scale: dict[str, float]
@@ -59,6 +61,7 @@ class ForeignMetadata:
     omero: dict[str, Any] = field(default_factory=dict)
     translation: dict[str, float] = field(default_factory=dict)
     dims: tuple[str, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def tiff_metadata(file: tifffile.TiffFile) -> ForeignMetadata:

@@ -1,0 +1,125 @@
+"""The verb for diffusion MRI: patch2self."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Annotated
+
+import typer
+
+from .app import Blocks, Debug, Json, Overwrite, app, ints_of, say, told
+
+
+@app.command()
+def patch2self(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="An OME-Zarr image of axes t or c, z, y, x, or NIfTI.")
+    ],
+    destination: Annotated[
+        str, typer.Argument(metavar="DST", help="The output, an OME-Zarr image or NIfTI.")
+    ],
+    bvals: Annotated[
+        str | None,
+        typer.Option(
+            help="A text file of b-values, in a row or a column; default: those that SRC came with."
+        ),
+    ] = None,
+    patch_radius: Annotated[
+        str, typer.Option(help="In voxels: 0 predicts from the voxel itself; 1, or 0,1,1 along z, y, x.")
+    ] = "0",
+    model: Annotated[str, typer.Option(help="ols, ridge or lasso.")] = "ols",
+    alpha: Annotated[float, typer.Option(help="Penalty of ridge and lasso.")] = 1.0,
+    b0_threshold: Annotated[float, typer.Option(help="At most this b-value, in s/mm2, is b0.")] = 50.0,
+    b0_denoising: Annotated[bool, typer.Option(help="Denoise the b0 volumes, among themselves.")] = True,
+    clip_negative_vals: Annotated[
+        bool, typer.Option("--clip-negative-vals", help="Negative values become zero; nothing is shifted.")
+    ] = False,
+    shift_intensity: Annotated[
+        bool, typer.Option(help="Shift each volume until its minimum is that of its input.")
+    ] = True,
+    group_by_shell: Annotated[
+        bool, typer.Option("--group-by-shell", help="Predict each shell's volumes among themselves.")
+    ] = False,
+    mask: Annotated[
+        str | None, typer.Option(help="An image of z, y, x: voxels that count; the others stay as they are.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the output; default float32 of integers, else the input's.")
+    ] = None,
+    memory_limit: Annotated[str, typer.Option(help="Per worker process.")] = "2GiB",
+    shards: Annotated[
+        str | None, typer.Option(help="Of the output, such as 86,10,64,64: all volumes of a box.")
+    ] = None,
+    report: Annotated[
+        str | None, typer.Option(help="A page of the result, such as report.html; of OME-Zarr images.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="local, or the address of a scheduler; default: threads.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="With --cluster local: processes; default: one per core.")
+    ] = None,
+    blocks: Blocks = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Denoise diffusion MRI: predict each volume from all others (Patch2Self); run again to resume.
+
+    Example: `denoizarr patch2self dwi.nii.gz denoised.nii.gz --bvals dwi.bval`, or
+    `denoizarr patch2self dwi.ome.zarr denoised.ome.zarr --cluster local`
+    """
+    from denoizarr.diffusion.patch2self import patch2self as run_patch2self
+    from denoizarr.engine.cluster import ClusterSettings, open_client
+    from denoizarr.engine.memory_limits import parse_bytes
+    from denoizarr.engine.shares import Share
+    from denoizarr.engine.summary import RunSummary
+    from denoizarr.stores.images import open_image
+    from denoizarr.stores.nifti import is_nifti_name, open_nifti
+
+    share = None if blocks is None else Share.parse(blocks)
+    if workers is not None and cluster != "local":
+        raise typer.BadParameter("goes with --cluster local", param_hint="--workers")
+    if share is not None and cluster is not None:
+        raise typer.BadParameter("a share is run by this process alone", param_hint="--blocks")
+    if report is not None and (is_nifti_name(source) or is_nifti_name(destination)):
+        raise typer.BadParameter("is of OME-Zarr images: convert first", param_hint="--report")
+    radius = ints_of(patch_radius, "--patch-radius") or (0,)
+    is_file = is_nifti_name(source)
+    stored = open_nifti(source).dtype if is_file else open_image(source).dtype
+    # Predictions are no whole numbers; rounded, they would have noise of their own.
+    out_dtype = dtype or ("float32" if stored.kind in "ui" else stored.name)
+    limit = parse_bytes(memory_limit)
+    address = None if cluster in (None, "local") else cluster
+    settings = ClusterSettings("local" if address is None else "address", workers or "auto", limit, address)
+    with nullcontext() if cluster is None else open_client(settings) as client:
+        summary = run_patch2self(
+            source,
+            bvals,
+            destination=destination,
+            patch_radius=radius[0] if len(radius) == 1 else radius,
+            model=model,
+            alpha=alpha,
+            b0_threshold=b0_threshold,
+            b0_denoising=b0_denoising,
+            clip_negative_vals=clip_negative_vals,
+            shift_intensity=shift_intensity and not clip_negative_vals,
+            group_by_shell=group_by_shell,
+            mask=mask,
+            out_dtype=out_dtype,
+            verbose=True,
+            client=client,
+            memory_limit=limit,
+            shards=ints_of(shards, "--shards"),
+            overwrite=overwrite,
+            share=None if share is None else (share.number, share.count),
+        )
+    if report is not None and share is None:
+        from denoizarr.diffusion.volume_groups import read_bvals
+        from denoizarr.report.diffusion import write_diffusion_report
+
+        values = None if bvals is None else read_bvals(bvals).tolist()
+        page = write_diffusion_report(source, destination, report, bvals=values)
+        say(f"report {page}", {}, False)
+    assert isinstance(summary, RunSummary), "of a stored image"
+    say(told(summary, blocks), summary.to_json(), as_json)

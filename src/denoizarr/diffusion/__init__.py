@@ -1,0 +1,1 @@
+"""Denoising of 4D diffusion MRI, volume by volume from the others: two streaming passes."""

@@ -1,0 +1,89 @@
+"""Means and centred scatter of many variables, in float64, in parts that merge.
+
+Legend: ``m`` variables, ``v`` observations. Exactness: *order-rounded*; merge in block order. Sums of raw
+products would lose everything where the mean is large beside the spread: of float32 with a mean of 10,000,
+all but two digits. Deviations from the part's own mean, and Chan's merge, keep twelve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scatter:
+    """Count, means and sums of products of deviations from them.
+
+    Attributes
+    ----------
+    count : int
+        Observations.
+    mean : float64 array (m,)
+    scatter : float64 array (m, m)
+        Symmetric; divided by ``count`` it is the covariance.
+    """
+
+    count: int
+    mean: Floats
+    scatter: Floats
+
+
+def scatter_of(rows: NDArray[Any]) -> Scatter:
+    """Return the scatter of some observations.
+
+    Parameters
+    ----------
+    rows : array (m, v)
+        A row for each variable, of any real dtype and memory order; finite.
+    """
+    m, v = rows.shape
+    if v == 0:
+        return Scatter(0, np.zeros(m), np.zeros((m, m)))
+    # In the order of memory: a transposed array stays one, and is multiplied as such.
+    wide = rows.astype(np.float64, order="K")
+    mean = wide.mean(axis=1)
+    wide -= mean[:, None]
+    # What the mean was rounded by would enter the products squared, times v.
+    remainder = wide.mean(axis=1)
+    products = wide @ wide.T
+    products -= v * np.outer(remainder, remainder)
+    return Scatter(v, mean + remainder, products)
+
+
+def merged(parts: Iterable[Scatter]) -> Scatter:
+    """Return the scatter of all observations together (Chan, Golub and LeVeque 1979), merged in this order.
+
+    One part and the sum are in memory, whatever the number of parts.
+
+    Raises
+    ------
+    ValueError
+        There is no part.
+    """
+    count, mean, scatter = 0, None, None
+    for part in parts:
+        if mean is None or scatter is None:
+            count, mean, scatter = part.count, part.mean.copy(), part.scatter.copy()
+            continue
+        if part.count == 0:
+            continue
+        whole = count + part.count
+        apart = part.mean - mean
+        scatter += part.scatter
+        if count:
+            scaled = apart * sqrt(count * (part.count / whole))
+            scatter += np.outer(scaled, scaled)  # symmetric to the last bit
+        mean += apart * (part.count / whole)
+        count = whole
+    if mean is None or scatter is None:
+        message = "no parts to merge"
+        raise ValueError(message)
+    return Scatter(count, mean, scatter)

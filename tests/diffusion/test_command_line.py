@@ -89,3 +89,44 @@ def test_bad_requests_are_refused(series, tmp_path, monkeypatch, arguments, said
     assert said in f"{output} {error}"
     assert not (tmp_path / "out.nii.gz").exists()
     assert (tmp_path / "dwi.nii.gz").read_bytes() == before
+
+
+def test_the_scan_is_never_its_own_output(series, tmp_path):
+    before = (tmp_path / "dwi.nii.gz").read_bytes()
+    code, _, error = run(
+        tmp_path / "dwi.nii.gz", tmp_path / "dwi.nii.gz", "--bvals", tmp_path / "values.txt", "--overwrite"
+    )
+    assert code != 0
+    assert "overlaps the input" in str(error)
+    assert (tmp_path / "dwi.nii.gz").read_bytes() == before
+
+
+def test_a_mended_file_is_read_again(series, tmp_path):
+    values = series.astype(np.float32)
+    values[1, 2, 3, 4] = np.nan
+    nib.save(nib.Nifti1Image(values, AFFINE), tmp_path / "f.nii")
+    arguments = tmp_path / "f.nii", tmp_path / "out.nii", "--bvals", tmp_path / "values.txt"
+    code, _, error = run(*arguments)
+    assert code != 0
+    assert "NaN" in str(error)
+    nib.save(nib.Nifti1Image(series.astype(np.float32), AFFINE), tmp_path / "f.nii")
+    code, said, error = run(*arguments)
+    assert code == 0, (said, error)
+    np.testing.assert_allclose(
+        np.asarray(nib.load(tmp_path / "out.nii").dataobj),
+        patch2self(series.astype(np.float32), BVALS),
+        rtol=1e-6,
+    )
+
+
+def test_a_mask_may_be_a_nifti_file(series, tmp_path):
+    mask = np.zeros(series.shape[:3], np.uint8)
+    mask[2:9, 2:11, 1:8] = 1
+    nib.save(nib.Nifti1Image(mask, AFFINE), tmp_path / "mask.nii.gz")
+    code, said, error = run(
+        tmp_path / "dwi.nii.gz", tmp_path / "out.nii.gz", "--bvals", tmp_path / "values.txt",
+        "--mask", tmp_path / "mask.nii.gz",
+    )  # fmt: skip
+    assert code == 0, (said, error)
+    expected = patch2self(series, BVALS, mask=mask, out_dtype=np.float32)
+    np.testing.assert_allclose(np.asarray(nib.load(tmp_path / "out.nii.gz").dataobj), expected, rtol=1e-6)

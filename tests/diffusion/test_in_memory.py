@@ -188,6 +188,15 @@ def test_nan_outside_the_mask_stays_and_is_counted(caplog):
     np.testing.assert_allclose(found[2:], patch2self(data, bvals, mask=mask, patch_radius=1)[2:], atol=1e-9)
 
 
+def test_what_a_mask_leaves_out_does_not_wrap():
+    data, _, bvals = phantom((10, 9, 8), 12, n_b0=3)
+    mask = np.ones(data.shape[:3], bool)
+    mask[0] = False
+    data[0, 0, :4, 5] = 300.7, -5, 12.5, np.nan
+    found = patch2self(data, bvals, mask=mask, out_dtype=np.uint8)
+    assert found[0, 0, :4, 5].tolist() == [255, 0, 12, 0]
+
+
 # ---- what is said
 
 
@@ -255,7 +264,7 @@ def test_verbose_shows_both_passes(caplog):
         ({"mask": np.zeros((7, 6, 5))}, DegenerateData, "no voxel is left"),
         ({"destination": "x.zarr"}, BadRequest, "in memory"),
         ({"memory_limit": "1KB"}, MemoryLimitTooSmall, "12 volumes with 1 voxels each"),
-        ({"patch_radius": 2, "memory_limit": "64MiB"}, MemoryLimitTooSmall, "got 64 MiB, expected 86 MiB"),
+        ({"patch_radius": 2, "memory_limit": "64MiB"}, MemoryLimitTooSmall, "got 64 MiB, expected 137 MiB"),
     ],
 )
 def test_bad_requests_are_refused(change, kind, said):

@@ -237,7 +237,7 @@ def test_bad_requests_leave_nothing(data, stored, tmp_path):
         ({"destination": None}, BadRequest, "another"),
         ({"chunks": (1, 5, 6, 4), "shards": (6, 5, 6, 4)}, MisalignedGrid, "all volumes"),
         ({"memory_limit": "100MiB"}, MemoryLimitTooSmall, "at least"),
-        ({"patch_radius": 2, "memory_limit": "64MiB"}, MemoryLimitTooSmall, "expected 86 MiB"),
+        ({"patch_radius": 2, "memory_limit": "64MiB"}, MemoryLimitTooSmall, "expected 137 MiB"),
         ({"mask": np.ones((3, 3, 3))}, BadRequest, "mask"),
         ({"destination": stored / "inside"}, BadRequest, "overlaps"),
         ({"ome_version": "0.6"}, BadRequest, "version"),

@@ -188,3 +188,57 @@ def test_what_cannot_be_is_refused(tmp_path, monkeypatch):
     path = written(tmp_path / "another.nii")
     with pytest.raises(UnsupportedStore, match=r"denoizarr\[nifti\]"):
         convert(path, tmp_path / "c.ome.zarr")
+
+
+def test_other_people_s_gradients_are_not_overwritten(tmp_path):
+    convert(written(tmp_path / "a.nii.gz"), tmp_path / "a.ome.zarr")
+    (tmp_path / "b.bval").write_text("mine")
+    with pytest.raises(OutputExists, match="b-values or directions"):
+        convert(tmp_path / "a.ome.zarr", tmp_path / "b.nii.gz")
+    assert (tmp_path / "b.bval").read_text() == "mine"
+    assert not (tmp_path / "b.nii.gz").exists()
+
+
+def test_a_direction_of_nan_goes_there_and_back(tmp_path):
+    path = written(tmp_path / "a.nii.gz")
+    table = np.loadtxt(tmp_path / "a.bvec")
+    table[:, 0] = np.nan
+    np.savetxt(tmp_path / "a.bvec", table)
+    (tmp_path / "a.bval").unlink()
+    convert(path, tmp_path / "a.ome.zarr")
+    convert(tmp_path / "a.ome.zarr", tmp_path / "back.nii.gz")
+    np.testing.assert_array_equal(np.loadtxt(tmp_path / "back.bvec"), table)
+    assert not (tmp_path / "back.bval").exists()
+
+
+def test_a_part_of_an_image_has_no_header_of_the_whole(tmp_path):
+    convert(written(tmp_path / "a.nii.gz"), tmp_path / "a.ome.zarr")
+    whole = open_image(tmp_path / "a.ome.zarr")
+    for name, part in (("crop", whole.isel(x=slice(4, 8))), ("turned", whole.isel(t=slice(None, None, -1)))):
+        save_image(part, tmp_path / f"{name}.ome.zarr")
+        assert "denoizarr.nifti" not in zarr.open_group(tmp_path / f"{name}.ome.zarr", mode="r").attrs
+    save_image(whole, tmp_path / "same.ome.zarr")
+    assert "denoizarr.nifti" in zarr.open_group(tmp_path / "same.ome.zarr", mode="r").attrs
+    summary = convert(tmp_path / "a.ome.zarr", tmp_path / "scaled.ome.zarr", scale={"x": 9.0})
+    assert "header" in summary.changes[0]
+
+
+def test_a_corrected_file_of_b_values_counts(tmp_path):
+    path = written(tmp_path / "a.nii.gz")
+    convert(path, tmp_path / "one.ome.zarr")
+    (tmp_path / "a.bval").write_text("0 5 2000 2000 2000")
+    convert(path, tmp_path / "two.ome.zarr")
+    carried = zarr.open_group(tmp_path / "two.ome.zarr", mode="r").attrs["denoizarr.nifti"]
+    assert carried["bvals"] == [0, 5, 2000, 2000, 2000]
+
+
+def test_extensions_of_either_endianness_come_back(tmp_path):
+    for endian in "<>":
+        header = nib.Nifti1Header(endianness=endian)
+        header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"kept"))
+        header.set_data_dtype(np.dtype("i2").newbyteorder(endian))
+        nib.save(nib.Nifti1Image(np.zeros((4, 5, 6), "i2"), AFFINE, header), tmp_path / "e.nii")
+        convert(tmp_path / "e.nii", tmp_path / "e.ome.zarr", overwrite=True)
+        convert(tmp_path / "e.ome.zarr", tmp_path / "back.nii", overwrite=True)
+        found = nib.load(tmp_path / "back.nii").header.extensions
+        assert [e.get_content() for e in found] == [b"kept"] or b"kept" in found[0].get_content()

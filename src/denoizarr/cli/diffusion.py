@@ -122,4 +122,9 @@ def patch2self(
         page = write_diffusion_report(source, destination, report, bvals=values)
         say(f"report {page}", {}, False)
     assert isinstance(summary, RunSummary), "of a stored image"
+    if share is not None and not summary.blocks_total:
+        # Of a first pass: whoever finished now would do the rest alone.
+        text = f"share {blocks} of this pass is done; when all shares are, run all of them again"
+        say(text, summary.to_json(), as_json)
+        return
     say(told(summary, blocks), summary.to_json(), as_json)

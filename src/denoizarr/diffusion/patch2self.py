@@ -26,7 +26,7 @@ from denoizarr.kernels.neighbourhoods import n_offsets
 from denoizarr.kernels.scatter import Scatter, merged
 from denoizarr.stores import locations
 from denoizarr.stores.images import as_image
-from denoizarr.stores.nifti import bvals_of, is_nifti_name, open_nifti
+from denoizarr.stores.nifti import bvals_of, check_voxels, is_nifti_name, open_nifti
 
 from .blas_threads import one_blas_thread
 from .nifti_files import by_way_of_zarr
@@ -39,7 +39,7 @@ from .voxel_boxes import VoxelBox, read_voxels
 
 _LOG = logging.getLogger(__name__)
 # Parts of an array in memory whose matrices are held until their turn to be merged.
-_PARTS = 16
+_PARTS, _WAITING_BYTES = 16, 128 * 2**20
 # About a second of a core; of a series that takes no more than some, a small part.
 _BATCH_VOXELS, _FEWEST_BATCHES = 32 * 2**20, 32
 
@@ -108,9 +108,10 @@ def patch2self(
         DIPY's versions. 3 fits on a sketch of the voxels; here all of them are used, as by 1.
     group_by_shell : bool
         Predict the volumes of each shell among themselves.
-    mask : array (x, y, z), or an image of z, y, x, optional
-        Voxels that count. The others teach nothing, are zero to their neighbours, and stay as they are,
-        be they NaN.
+    mask : array, or an image of z, y, x, optional
+        Along the data's own spatial axes: (x, y, z) of an array in memory, (z, y, x) of a stored image. Only
+        voxels in it count. The others teach nothing, are zero to their neighbours, and stay as they are, be
+        they NaN (zero among integers).
     destination : str or Path, optional
         Where the output of a stored image goes; its ledger, with the regressions, lies beside it. Of or to a
         NIfTI file it goes by way of OME-Zarr, in a folder ``<destination>.work`` that is deleted in the end.
@@ -124,8 +125,9 @@ def patch2self(
     overwrite : bool
         Delete what lies at the destination first.
     share : (int, int), optional
-        (i, n): this process' share of the work beside others, without Dask. Each has to be run twice, once
-        for each pass; a call without it then finishes.
+        (i, n): this process' share of the work beside others, without Dask. Each pass waits for all shares of
+        the one before, so they are run three times (twice where nothing is shifted); a call without it then
+        finishes.
 
     Returns
     -------
@@ -203,6 +205,10 @@ def patch2self(
             raise BadRequest("Patch2Self needs 4D data", where=str(data), got=file.shape)
         grouped(file.shape[3], bvals_of(file.metadata.extra))
         check_radius(options.radius, file.shape[2::-1])
+    if out_dtype is not None:
+        kept = output_dtype(out_dtype)
+        if is_nifti_name(destination):
+            check_voxels(kept, str(destination))
     if is_nifti_name(destination) or from_file:
         if share is not None:
             raise BadRequest(
@@ -274,6 +280,9 @@ def _in_memory(
             "mask and volumes differ in shape", where="mask", got=inside.shape, expected=tuple(space)
         )
     boxes = list(_parts_of(tuple(space)))
+    # Each part's matrices wait for their turn to be merged: large ones are made one at a time.
+    own = 8 * (n * n_offsets(options.radius)) ** 2
+    side_by_side = own * _PARTS <= _WAITING_BYTES
 
     def read(box: Box) -> VoxelBox:
         return read_voxels(
@@ -294,7 +303,8 @@ def _in_memory(
     ):
 
         def scatters() -> Iterator[Scatter]:
-            for part, n_outside in pool.map(lambda box: _scatter_of(read(box)), boxes):
+            each = pool.map if side_by_side else map
+            for part, n_outside in each(lambda box: _scatter_of(read(box)), boxes):
                 counted.append(n_outside)
                 bar.advance()
                 yield part

@@ -15,12 +15,14 @@ from denoizarr.engine.memory_limits import parse_bytes
 from denoizarr.engine.stages import BLOCKS_AHEAD, BLOCKS_BEHIND
 from denoizarr.errors import BadRequest, MemoryLimitTooSmall, MisalignedGrid
 from denoizarr.images.layout import OutputLayout, plan_layout
-from denoizarr.images.output import ledger_url
+from denoizarr.images.output import check_apart, ledger_url
 from denoizarr.images.save import extra_of, omero_of, world_of
 from denoizarr.images.series import block_of_series
 from denoizarr.kernels.neighbourhoods import n_offsets
 from denoizarr.stores import locations
+from denoizarr.stores.foreign import describe_foreign, open_foreign
 from denoizarr.stores.images import ImageLike, as_image, reader_of
+from denoizarr.stores.nifti import is_nifti_name
 from denoizarr.stores.sources import ImageReader
 
 from .options import Patch2SelfOptions
@@ -30,8 +32,11 @@ from .volume_groups import VolumeGroups
 # Of a worker before its first block: zarr, numba, distributed, and what they leave.
 _BASE_BYTES = 512 * 2**20
 _MOST_SPANS = 256
-# Matrices of all variables at a time: the sum, a part, its product; when solved also what is inverted.
-_MATRICES = 5
+# Matrices of all variables at a time: the sum and a group's part of it, scaled, factored, inverted, and what
+# they are copied to; in the first pass the sum, a part, its products.
+_MATRICES = 8
+# zarr decodes so many chunks at a time.
+_CHUNKS_AT_ONCE = 10
 # Of a slab: its rows, widened, and their predictions.
 _SLABS_BYTES = 48 * 2**20
 _SPACE = ("z", "y", "x")
@@ -137,8 +142,8 @@ def plan_patch2self(
     n, *space = reader.shape
     check_radius(options.radius, space)
     dtype = output_dtype(reader.dtype if out_dtype is None else out_dtype)
-    inside = None if mask is None else _mask_reader(mask, tuple(space))
     url = locations.join(destination)
+    inside = None if mask is None else _mask_reader(mask, tuple(space), url)
     if chunks is None:
         widest = max(dtype.itemsize, reader.dtype.itemsize)
         block = block_of_series(reader.shape, reader.chunks, widest) if shards is None else tuple(shards[1:])
@@ -221,8 +226,12 @@ def output_dtype(given: Any) -> np.dtype[Any]:
     return dtype
 
 
-def _mask_reader(mask: ImageLike, space: tuple[int, ...]) -> ImageReader:
-    reader = reader_of(as_image(mask))
+def _mask_reader(mask: ImageLike, space: tuple[int, ...], url: str) -> ImageReader:
+    if isinstance(mask, str | Path) and is_nifti_name(mask):
+        reader = open_foreign(describe_foreign([mask])[0])
+    else:
+        reader = reader_of(as_image(mask))
+    check_apart(url, reader.urls)
     if reader.shape != space:
         raise BadRequest("mask and volumes differ in shape", where="mask", got=reader.shape, expected=space)
     return reader
@@ -243,4 +252,6 @@ def _peak_bytes(reader: ImageReader, layout: OutputLayout, options: Patch2SelfOp
     written = n * prod(space) * np.dtype(layout.dtype).itemsize
     # As read and as padded; the next block meanwhile; the last as it is encoded and read back.
     blocks = 2 * (1 + BLOCKS_AHEAD) * padded + (1 + 3 * BLOCKS_BEHIND) * written
+    decoded = min(_CHUNKS_AT_ONCE * prod(reader.chunks), prod(reader.shape)) * reader.dtype.itemsize
+    blocks += decoded
     return _BASE_BYTES + blocks + _SLABS_BYTES + matrix_bytes(reader.shape[0], p)

@@ -11,6 +11,7 @@ the first voxel is written: pass 1 then has a second half that predicts and keep
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -44,6 +45,7 @@ from .regressions import (
 from .volume_groups import VolumeGroups
 from .voxel_boxes import VoxelBox, read_voxels
 
+_LOG = logging.getLogger(__name__)
 _MEASURED, _SHIFTED = "regressions.safetensors", "regressions-shifted.safetensors"
 
 
@@ -163,6 +165,8 @@ def conclude_scatter(ledger: Ledger, spec: DiffusionSpec) -> DiffusionSpec:
 
     with one_blas_thread():
         found = regress(merged(parts()), spec.groups, spec.options)
+    if outside := sum(int(results[0].get("not_finite_outside", 0)) for results in checksums):
+        _LOG.info("%d values outside the mask are not finite, and stay as they are", outside)
     return _with_regressions(spec, _MEASURED, found)
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from denoizarr.errors import NonFiniteData
 from denoizarr.geometry.boxes import Box
+from denoizarr.kernels.intensity import cast_intensities
 from denoizarr.kernels.leave_one_out import apply_weights
 from denoizarr.kernels.neighbourhoods import n_offsets, neighbour_rows
 from denoizarr.kernels.scatter import Floats, Scatter, merged, scatter_of
@@ -104,7 +105,7 @@ class VoxelBox:
             out[here] = values.reshape(n, *out[here].shape[1:])
             if self.inside is not None:
                 outside = ~self.inside[part]
-                out[here][:, outside] = self.kept[here][:, outside]
+                out[here][:, outside] = _as_it_is(self.kept[here][:, outside], out.dtype)
 
 
 def read_voxels(
@@ -170,6 +171,13 @@ def _cleared(found: Array, inside: NDArray[np.bool_] | None, box: Box, where: st
                 remedy="pass a mask that leaves them out",
             )
     return found
+
+
+def _as_it_is(values: Array, dtype: np.dtype[np.generic]) -> Array:
+    """Return values that are kept in the output's dtype; among integers what is not finite becomes zero."""
+    if dtype == values.dtype or dtype.kind == "f":
+        return values.astype(dtype, copy=False)
+    return cast_intensities(np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0), dtype)
 
 
 def _parts(extents: tuple[int, ...], voxels: int) -> Iterator[tuple[slice, ...]]:

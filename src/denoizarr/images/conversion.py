@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,9 @@ def plan_conversion(
         world[dim] = float(value)
         named[dim] = named[dim] or _DEFAULT_UNIT.get(dim)
     named |= {dim: str(unit) for dim, unit in _by_axis(units, found.stored_axes, "units").items()}
+    if found.extra and (scale is not None or units is not None or axes is not None):
+        lost = "the file's own header: another scale, unit or order of axes was asked for"
+        found = replace(found, extra={}, changes=(*found.changes, lost))
     reader, name = found.reader, Path(where).name.split(".")[0]
     if where.lower().endswith(SUFFIXES) or is_nifti_name(where):
         refused = [key for key in ("chunks", "shards") if layout.get(key) is not None]

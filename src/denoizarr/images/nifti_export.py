@@ -18,7 +18,7 @@ import numpy as np
 from denoizarr.engine.batches import peak_bytes
 from denoizarr.engine.progress import Progress
 from denoizarr.engine.summary import RunSummary
-from denoizarr.errors import BadRequest
+from denoizarr.errors import BadRequest, OutputExists
 from denoizarr.geometry.boxes import Box
 from denoizarr.stores import locations, nifti
 from denoizarr.stores.ome_zarr import NIFTI
@@ -88,9 +88,10 @@ def export_nifti(job: NiftiExport, *, overwrite: bool = False, progress: bool = 
                     file.write(np.ascontiguousarray(values).data)
                     bar.advance()
             locations.make_durable(part)
-            put_in_place(part, path, overwrite)
+            # Before the file itself: where that is, nothing is missing.
             for name, text in _gradients(job).items():
                 locations.put(name, text.encode())
+            put_in_place(part, path, overwrite)
     finally:
         part.unlink(missing_ok=True)
     return RunSummary(
@@ -110,6 +111,13 @@ def check_nifti(job: NiftiExport, *, overwrite: bool) -> Any:
     nifti.check_voxels(reader.dtype, where)
     check_free_file(job.destination, prod(reader.shape) * reader.dtype.itemsize, overwrite=overwrite)
     shape = nifti_shape(reader)
+    for name, text in _gradients(job).items():
+        if locations.exists(name) and not overwrite and locations.get(name) != text.encode():
+            raise OutputExists(
+                "another file lies where b-values or directions go",
+                where=locations.redact(name),
+                remedy="choose another destination or pass overwrite",
+            )
     if job.carried:
         header = nifti.header_of(job.carried, where)
         # What the voxels are now; the rest is as it was.
@@ -149,9 +157,7 @@ def nifti_shape(reader: ImageReader) -> tuple[int, ...]:
 def _gradients(job: NiftiExport) -> dict[str, str]:
     shape = nifti_shape(job.reader)
     n_volumes = shape[3] if len(shape) > 3 else 1
-    if len(job.carried.get("bvals", ())) != n_volumes:
-        return {}  # a part of the series
-    return nifti.gradient_texts(job.carried, str(locations.local_path(job.destination)))
+    return nifti.gradient_texts(job.carried, n_volumes, str(locations.local_path(job.destination)))
 
 
 def _pieces(reader: ImageReader) -> Iterator[Box]:

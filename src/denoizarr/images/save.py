@@ -151,10 +151,16 @@ def omero_of(image: xr.DataArray) -> dict[str, Any]:
 
 
 def extra_of(image: xr.DataArray) -> dict[str, Any]:
-    """Return the attributes that an image hands on to what is computed of it."""
+    """Return the attributes that an image hands on to what is computed of it; a part of it has none."""
     ome = image.attrs.get("ome")
     extra = ome.get("extra") if isinstance(ome, dict) else None
-    return dict(extra) if isinstance(extra, dict) else {}
+    if not isinstance(extra, dict) or not extra or image.attrs.get("level") not in (0, "0"):
+        return {}
+    source = reader_of(image).source
+    is_whole = (
+        source is not None and getattr(source, "box", None) is None and not getattr(source, "dropped", ())
+    )
+    return dict(extra) if is_whole else {}
 
 
 def world_of(image: xr.DataArray) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str | None, ...]]:

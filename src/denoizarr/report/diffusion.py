@@ -40,6 +40,7 @@ class _Slice:
     before: NDArray[np.float64]
     after: NDArray[np.float64]
     residual: NDArray[np.float64]
+    inside: NDArray[np.bool_]
     z: int
     volume: int
 
@@ -90,7 +91,9 @@ def write_diffusion_report(
     shift = found.intercepts - read_regressions(measured_url(folder)).intercepts
     weighted = np.flatnonzero(np.asarray(values) > min(values) + 50)
     usual = int(weighted[len(weighted) // 2]) if len(weighted) else n // 2
-    shown = _slice(before, after, shift, usual if volume is None else volume, z)
+    shown = _slice(
+        before, after, shift, usual if volume is None else volume, z, masked=identity["mask"] is not None
+    )
     outliers = outliers_of(found.r_squared, identity["groups"])
     page = _page(str(output), identity, found, values, outliers, shown)
     where = locations.join(destination)
@@ -112,7 +115,9 @@ def outliers_of(r_squared: NDArray[np.float64], groups: Sequence[Sequence[int]])
     return tuple(sorted(found))
 
 
-def _slice(before: Any, after: Any, shift: NDArray[np.float64], volume: int, z: int | None) -> _Slice:
+def _slice(
+    before: Any, after: Any, shift: NDArray[np.float64], volume: int, z: int | None, *, masked: bool
+) -> _Slice:
     n, depth = before.shape[:2]
     z = depth // 2 if z is None else z
     for name, number, size in (("volume", volume, n), ("z", z, depth)):
@@ -123,7 +128,10 @@ def _slice(before: Any, after: Any, shift: NDArray[np.float64], volume: int, z: 
         np.stack([np.asarray(image.isel({first: v, "z": z}), np.float64) for v in range(n)])
         for image in (before, after)
     )
-    return _Slice(old, new, old - new + shift[:, None, None], z, volume)
+    # What lay outside the mask was kept as it was, in every volume.
+    inside = ~((old == new) | ~np.isfinite(old)).all(axis=0) if masked else np.ones(old.shape[1:], bool)
+    residual = np.where(inside, old - new + shift[:, None, None], 0.0)
+    return _Slice(old, new, residual, inside, z, volume)
 
 
 def _page(
@@ -135,11 +143,12 @@ def _page(
     shown: _Slice,
 ) -> Page:
     predicted = found.r_squared[np.isfinite(found.r_squared)]
-    residual = shown.residual
+    residual = shown.residual[:, shown.inside]
     taken = [v for group in identity["groups"] for v in group]
-    mean, spread = residual[taken].mean(axis=0), residual[taken].std(axis=0)
+    mean, spread = shown.residual[taken].mean(axis=0), shown.residual[taken].std(axis=0)
     # Of pure noise the mean over n volumes has this share of its spread left.
-    share = float(np.sqrt((mean**2).mean()) / max(np.sqrt((spread**2).mean()), 1e-300))
+    left, wide = (np.sqrt((plane[shown.inside] ** 2).mean()) for plane in (mean, spread))
+    share = float(left / max(wide, 1e-300))
     by_chance = 1 / np.sqrt(max(len(taken), 1))
     said = list(found.warnings)
     if outliers:

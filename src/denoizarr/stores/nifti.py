@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -105,7 +105,11 @@ def open_nifti(path: str) -> NiftiFile:
         state = Path(path).stat()
     except OSError as error:
         raise ImageNotFound("no NIfTI file", where=path, got=error.strerror) from error
-    return _opened(path, state.st_mtime_ns, state.st_size)
+    file = _opened(path, state.st_mtime_ns, state.st_size)
+    n_volumes = file.shape[3] if len(file.shape) > 3 else 1
+    # Not kept with the file: they are files of their own, and may be corrected.
+    extra = {NIFTI: file.metadata.extra[NIFTI] | _gradients(path, n_volumes)}
+    return replace(file, metadata=replace(file.metadata, extra=extra))
 
 
 @lru_cache(maxsize=8)
@@ -143,7 +147,7 @@ def _opened(path: str, _written: int, _size: int) -> NiftiFile:
         {d: zoom for d, zoom in zip(dims, zooms, strict=True) if zoom > 0 and d != "c"},
         {d: unit for d, unit in units.items() if d in dims},
         ("the header's scaling: intensities are as it says, in float",) if is_scaled else (),
-        extra={NIFTI: _carried(image) | _gradients(path, shape[3] if len(shape) > 3 else 1)},
+        extra={NIFTI: _carried(image)},
     )
     return NiftiFile(shape, dims, dtype, metadata, _Squeezed(proxy, len(shape)))
 
@@ -195,7 +199,14 @@ def _gradients(path: str, n_volumes: int) -> dict[str, Any]:
                 expected=f"{n_volumes} volumes, as in {Path(path).name}",
                 remedy="correct the file, or move it away",
             )
-        found[name] = table.tolist()
+        if name == "bvals" and not np.isfinite(table).all():
+            raise MetadataError("b-values that are not finite", where=str(beside), remedy="correct the file")
+        # Some programs write NaN for the direction of a b0 volume.
+        found[name] = (
+            [None if v != v else v for v in table.tolist()]
+            if table.ndim == 1
+            else [[None if v != v else v for v in row] for row in table.tolist()]
+        )
     return found
 
 
@@ -212,14 +223,18 @@ def header_of(carried: Mapping[str, Any], where: str) -> Any:
         raw = base64.b64decode(carried["header"], validate=True)
         size = int.from_bytes(raw[:4], "little")
         kind = nib.Nifti2Header if 540 in (size, int.from_bytes(raw[:4], "big")) else nib.Nifti1Header
-        return kind.from_fileobj(BytesIO(raw), check=False).as_byteswapped("<")
+        found = kind.from_fileobj(BytesIO(raw), check=False)
     except (KeyError, ValueError, TypeError, nib.spatialimages.HeaderDataError) as error:
         raise MetadataError("not a NIfTI header", where=where, got=str(error)) from error
+    swapped = found.as_byteswapped("<")
+    swapped.extensions = found.extensions  # which swapping forgets
+    return swapped
 
 
 def new_header(shape: tuple[int, ...], scale: Mapping[str, float], units: Mapping[str, str | None]) -> Any:
     """Return the header of an image that never was a NIfTI file: axes along the scanner's."""
-    header = nibabel().Nifti1Header()
+    # Extents of a NIfTI-1 file are 16-bit.
+    header = nibabel().Nifti1Header() if max(shape) < 2**15 else nibabel().Nifti2Header()
     header.set_data_shape(shape)
     header.set_zooms([scale.get(d, 1.0) for d in _AXES[: len(shape)]])
     space = {_TO_NIFTI.get(units.get(d) or "") for d in "xyz"} - {None}
@@ -230,13 +245,17 @@ def new_header(shape: tuple[int, ...], scale: Mapping[str, float], units: Mappin
     return header
 
 
-def gradient_texts(carried: Mapping[str, Any], path: str) -> dict[str, str]:
-    """Return the text files that belong beside a NIfTI file: b-values in a row, directions in three."""
+def gradient_texts(carried: Mapping[str, Any], n_volumes: int, path: str) -> dict[str, str]:
+    """Return the text files that belong beside a NIfTI file: b-values in a row, directions in three.
+
+    Those of another number of volumes are left out.
+    """
     stem = path[: -len(next(s for s in reversed(SUFFIXES) if path.lower().endswith(s)))]
     texts = {}
     for name, suffixes in _GRADIENTS.items():
-        if name in carried:
-            rows = np.atleast_2d(np.asarray(carried[name], np.float64))
+        # None, which is how JSON has a NaN, becomes one again.
+        rows = np.atleast_2d(np.asarray(carried.get(name, ()), np.float64))
+        if rows.size and rows.shape[1] == n_volumes:
             texts[stem + suffixes[0]] = "".join(" ".join(f"{v:.17g}" for v in row) + "\n" for row in rows)
     return texts
 

@@ -73,8 +73,8 @@ def patch2self(
     """Denoise diffusion MRI: predict each volume from all others, and keep what they agree on.
 
     Noise of one volume cannot be predicted from others, structure can. All regressions come from one matrix
-    that one pass over the voxels yields; another pass predicts. Equal to DIPY's version 1 on integers, in
-    a hundredth of its time, and of images of any size from OME-Zarr to OME-Zarr.
+    that one pass over the voxels yields; another pass predicts. Equal to DIPY's version 1 on integers, and
+    for images of any size, from OME-Zarr to OME-Zarr.
 
     Parameters
     ----------

@@ -1,6 +1,8 @@
 """An image as one NIfTI file, streamed volume by volume in the file's own order: x fastest.
 
-header | extensions | volume 0: plane after plane of z | volume 1 | ...        into NAME.part -> NAME
+::
+
+    header | extensions | volume 0: plane after plane of z | volume 1 | ...        into NAME.part -> NAME
 """
 
 from __future__ import annotations

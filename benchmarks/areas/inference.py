@@ -146,9 +146,9 @@ def _on_cores(count: int) -> None:
 
 
 def predicted(settings: dict[str, Any]) -> Work:
+    from denoizarr.engine.freed_memory import one_arena
     from denoizarr.images.save import save_image
     from denoizarr.inference.predict import predict
-    from denoizarr.training.memory import one_arena
 
     one_arena()
     _on_cores(settings["threads"])
@@ -195,12 +195,12 @@ def bare(settings: dict[str, Any]) -> Work:
     """Return the forward passes of the tiles that predict would run, block by block, in its order."""
     import torch
 
+    from denoizarr.engine.freed_memory import freed_memory_kept, one_arena
     from denoizarr.geometry.boxes import Box
     from denoizarr.geometry.tiling import tiles_of
     from denoizarr.inference.prediction import plan_prediction
     from denoizarr.inference.tile_threads import run_side_by_side
     from denoizarr.stores.images import open_image
-    from denoizarr.training.memory import freed_memory_kept, one_arena
 
     one_arena()
     threads = settings["threads"]

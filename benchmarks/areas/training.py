@@ -118,10 +118,10 @@ def _batches(settings: dict[str, Any]) -> list[Any]:
 def our_step(settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     import torch
 
+    from denoizarr.engine.freed_memory import freed_memory_kept
     from denoizarr.kernels.unet import build_network
     from denoizarr.training.batches import Preparation
     from denoizarr.training.learner import Learner
-    from denoizarr.training.memory import freed_memory_kept
     from denoizarr.training.normalisation import Normalisation
     from denoizarr.training.processes import Processes
 

@@ -94,11 +94,13 @@ def convert(
     `denoizarr convert stack.ome.zarr stack.ome.tif`
     """
     from denoizarr.engine.cluster import ClusterSettings, open_client, usable_cores
+    from denoizarr.engine.freed_memory import one_arena
     from denoizarr.engine.shares import Share
     from denoizarr.images.convert import convert as run_convert
 
     share = None if blocks is None else Share.parse(blocks)
-
+    if cluster is None:
+        one_arena()  # as the workers of a local cluster are started
     if len(paths) < 2:
         raise typer.BadParameter("needs at least one source and a destination", param_hint="SRC... DST")
     if workers is not None and cluster != "local":

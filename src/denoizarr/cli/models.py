@@ -184,13 +184,13 @@ def predict(
     `denoizarr predict model.safetensors 'night/*.ome.zarr' denoised`
     """
     from denoizarr.engine.cluster import ClusterSettings, open_client
+    from denoizarr.engine.freed_memory import one_arena
     from denoizarr.engine.memory_limits import parse_bytes
     from denoizarr.engine.shares import Share
     from denoizarr.inference.predict import predict as run_predict
     from denoizarr.inference.prediction import plan_prediction
     from denoizarr.stores.images import as_images
     from denoizarr.training.denoiser import Denoiser
-    from denoizarr.training.memory import one_arena
 
     share = None if blocks is None else Share.parse(blocks)
     if share is not None:

@@ -34,6 +34,7 @@ from denoizarr.geometry.boxes import Box
 from denoizarr.stores import locations, records
 from denoizarr.stores.objects import array_over, stored_checksum
 from denoizarr.stores.ome_zarr import STATE, ome_attributes
+from denoizarr.stores.own_thread import in_own_thread
 from denoizarr.stores.sources import UNDECODABLE
 from denoizarr.stores.strict import chunk_key, write_unit
 
@@ -264,7 +265,8 @@ def _write_and_read(
     """
     objects: dict[str, Buffer] = {}
     # A chunk of zeros is stored too: an absent object has to mean "not done".
-    array_over(array.with_config({"write_empty_chunks": True}), objects)[box.slices] = values
+    over = array_over(array.with_config({"write_empty_chunks": True}), objects)
+    in_own_thread(over.async_array.setitem(box.slices, values))
     for key in keys:
         sync(array.store.set(key, objects.pop(key)))
     failpoints.reach("written")
@@ -274,7 +276,8 @@ def _write_and_read(
     if len(stored) < len(keys):
         raise CorruptChunk("what was written is gone", where=where)
     try:
-        back = np.asarray(array_over(array, dict(zip(keys, stored, strict=True)))[box.slices])
+        over = array_over(array, dict(zip(keys, stored, strict=True)))
+        back = np.asarray(in_own_thread(over.async_array.getitem(box.slices)))
     except UNDECODABLE as error:
         raise CorruptChunk("what was written cannot be read back", where=where, got=str(error)) from error
     if not np.array_equal(back, values, equal_nan=values.dtype.kind == "f"):

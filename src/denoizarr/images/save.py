@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from denoizarr.engine.freed_memory import freed_memory_kept
 from denoizarr.engine.runner import Record
 from denoizarr.engine.shares import Share
 from denoizarr.engine.stages import Stages
@@ -23,8 +25,9 @@ from .block_levels import write_with_levels
 from .layout import OutputLayout, plan_layout
 from .write import ImageJob, write_image
 
-# About a second of a core; of an image that takes no more than a few, an eighth.
-BATCH_VOXELS, _FEWEST_BATCHES = 32 * 2**20, 8
+# A few seconds of a core, a sixteenth of an image that takes less; but four blocks where there are as many,
+# because only blocks of one batch are read, compressed and written at the same time.
+BATCH_VOXELS, _FEWEST_BATCHES, _FEWEST_BLOCKS = 128 * 2**20, 16, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +131,20 @@ def copy_image(
 ) -> RunSummary:
     """Copy what ``reader`` reads into the output of this layout, build its pyramid and mark it finished."""
     spec = CopySpec(reader, layout)
-    batch_voxels = min(BATCH_VOXELS, prod(reader.shape) // _FEWEST_BATCHES)
+    block_voxels = layout.levels[0].write_units.box(0).size
+    few = max(prod(reader.shape) // _FEWEST_BATCHES, _FEWEST_BLOCKS * block_voxels)
+    batch_voxels = min(BATCH_VOXELS, few)
     job = ImageJob(reader, layout, {"kind": "copy"}, copy_block, spec, batch_voxels, "copy", changes)
-    return write_image(
-        job,
-        overwrite=overwrite,
-        client=client,
-        threads=threads,
-        progress=progress,
-        prepare=prepare,
-        share=share,
-    )
+    with freed_memory_kept() if client is None else nullcontext():
+        return write_image(
+            job,
+            overwrite=overwrite,
+            client=client,
+            threads=threads,
+            progress=progress,
+            prepare=prepare,
+            share=share,
+        )
 
 
 def omero_of(image: xr.DataArray) -> dict[str, Any]:

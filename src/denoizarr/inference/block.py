@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from denoizarr.engine import failpoints
+from denoizarr.engine.freed_memory import freed_memory_kept
 from denoizarr.engine.runner import Record
 from denoizarr.engine.stages import Stages
 from denoizarr.errors import MemoryLimitTooSmall, NonFiniteData
@@ -39,7 +40,6 @@ from denoizarr.images.layout import OutputLayout
 from denoizarr.kernels.intensity import cast_intensities
 from denoizarr.stores.sources import Array, ImageReader
 from denoizarr.training.denoiser import Denoiser, Precision
-from denoizarr.training.memory import freed_memory_kept
 from denoizarr.training.own_network import OwnNetwork
 
 from .tile_threads import cores_of_process, run_side_by_side

@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 
 from denoizarr.engine.cluster import usable_cores
+from denoizarr.engine.freed_memory import freed_memory_kept
 from denoizarr.engine.shares import Share
 from denoizarr.engine.summary import RunSummary, added
 from denoizarr.images.output import check_apart, check_free, ledger_url
@@ -26,7 +27,6 @@ from denoizarr.stores.sources import ImageReader
 from denoizarr.stores.strict import Missing
 from denoizarr.training.denoiser import Denoiser, Precision
 from denoizarr.training.exactness import multiplies_bfloat16
-from denoizarr.training.memory import freed_memory_kept
 from denoizarr.training.own_network import OwnNetwork
 
 from .block import PredictionSpec, denoise_block

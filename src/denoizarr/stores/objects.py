@@ -26,6 +26,7 @@ from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import Grid
 
 from . import locations
+from .own_thread import in_own_thread
 from .sources import UNDECODABLE, Array
 from .strict import StrictStore, absent_chunks, chunk_key, guard_frames, write_unit
 
@@ -140,7 +141,7 @@ def _decoded(held: zarr.Array[Any], key: str, box: Box) -> tuple[Array | None, t
                 for name, part in _inner_chunks(held, key, box)
                 if name in gaps
             )
-        return np.asarray(held[box.slices]), absent
+        return np.asarray(in_own_thread(held.async_array.getitem(box.slices))), absent
     except REFUSALS as error:
         if held.shards is None:
             return None, (Flaw(key, box, _refused(error)),)

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from denoizarr.engine.freed_memory import freed_memory_kept
 from denoizarr.engine.progress import Progress
 from denoizarr.engine.stop_signals import StopSignals
 from denoizarr.images.periodic import Periodic
@@ -31,7 +32,6 @@ from .exactness import repeatable
 from .held_out import HeldOut
 from .learner import Learner
 from .losses import Losses, StepReport, diverged
-from .memory import freed_memory_kept
 from .normalisation import Normalisation
 from .options import DEFAULT_OPTIONS, TrainingOptions
 from .patch_stream import PatchStream

@@ -21,11 +21,11 @@ _holders = 0
 def freed_memory_kept() -> Iterator[None]:
     """Let malloc keep freed memory inside the block, up to 2 GiB; afterwards it is given back.
 
-    The layers of a step take and free some hundred megabytes. Given back to the system, every page of them
-    is faulted in and zeroed again in the next step, which costs up to a tenth of a training's time, and a
-    third of an inference's. Where several threads are inside, the last to leave gives it back. Where the C
-    library is another than glibc nothing happens; in threads other than the main one it keeps no piece above
-    64 MiB, unless all threads have :func:`one_arena`.
+    The layers of a network, or the blocks of an image, take and free some hundred megabytes. Given back to
+    the system, every page of them is faulted in and zeroed again in the next step, which costs up to a tenth
+    of the time of a training or a conversion, and a third of an inference's. Where several threads are
+    inside, the last to leave gives it back. Where the C library is another than glibc nothing happens; in
+    threads other than the main one it keeps no piece above 64 MiB, unless all threads have :func:`one_arena`.
     """
     libc = _glibc()
     if libc is None:

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from denoizarr.training import memory
-from denoizarr.training.memory import freed_memory_kept
+from denoizarr.engine import freed_memory
+from denoizarr.engine.freed_memory import freed_memory_kept
 
 # In a process of its own, whose malloc has no history. Prints page faults per allocation of 8 MiB (2,048
 # pages) inside and outside the block, and what the process holds after it.
 PROGRAM = """
 import resource
 import numpy as np
-from denoizarr.training.memory import freed_memory_kept
+from denoizarr.engine.freed_memory import freed_memory_kept
 
 def faults():
     # All but one are freed while something above them lives, as the activations of a network are.
@@ -37,7 +37,7 @@ print(inside, faults(), held() < before - 8_000)
 """
 
 
-@pytest.mark.skipif(memory._glibc() is None, reason="malloc is not glibc's here")
+@pytest.mark.skipif(freed_memory._glibc() is None, reason="malloc is not glibc's here")
 def test_pages_are_not_faulted_in_again_and_are_given_back() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True, text=True)
     inside, outside, given_back = done.stdout.split()
@@ -50,6 +50,6 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     def without(_: Any) -> Any:
         raise OSError
 
-    monkeypatch.setattr(memory.ctypes, "CDLL", without)
+    monkeypatch.setattr(freed_memory.ctypes, "CDLL", without)
     with freed_memory_kept():
         pass

@@ -173,9 +173,10 @@ def predicted(settings: dict[str, Any]) -> Work:
     save_image(small, folder / "small.zarr", levels=1)
     run(folder / "small.zarr", "small")
 
+    parameters = sum(p.numel() for p in _weights(model))
+
     def work() -> dict[str, Any]:
         run(source, "out")
-        parameters = sum(p.numel() for p in _weights(model))
         return {"units": int(np.prod(_shape(settings))), "parameters": parameters}
 
     return work

@@ -19,9 +19,10 @@ most the inputs of ``1 + BLOCKS_AHEAD`` blocks and the results of ``1 + BLOCKS_B
 from __future__ import annotations
 
 import logging
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -117,15 +118,39 @@ class DenoisedBlock:
     facts: Record
 
 
-@lru_cache(maxsize=2)
-def _model(url: str, digest: str, device: str, precision: Precision, network: OwnNetwork | None) -> Denoiser:
-    denoiser = Denoiser.load(url, network=network, device=device, precision=precision)
-    assert denoiser.digest == digest, f"{url} changed since the job began"
-    return denoiser
+_ModelKey = tuple[str, str, str, Precision, OwnNetwork | None]
+_MODELS: OrderedDict[_ModelKey, Denoiser] = OrderedDict()
+_MODELS_LOCK, _MODELS_KEPT = threading.Lock(), 2
+
+
+def use_model(spec: PredictionSpec, denoiser: Denoiser) -> None:
+    """Let the blocks that this process does use a model that it has, in place of the copy in the file."""
+    assert denoiser.digest == spec.model_digest, f"{spec.model_url} is another model"
+    with _MODELS_LOCK:
+        _keep_model(_key_of(spec), denoiser)
 
 
 def _model_of(spec: PredictionSpec) -> Denoiser:
-    return _model(spec.model_url, spec.model_digest, spec.device, spec.precision, spec.network)
+    with _MODELS_LOCK:  # or the first blocks would each load it
+        key = _key_of(spec)
+        if key not in _MODELS:
+            found = Denoiser.load(
+                spec.model_url, network=spec.network, device=spec.device, precision=spec.precision
+            )
+            assert found.digest == spec.model_digest, f"{spec.model_url} changed since the job began"
+            _keep_model(key, found)
+        _MODELS.move_to_end(key)
+        return _MODELS[key]
+
+
+def _keep_model(key: _ModelKey, denoiser: Denoiser) -> None:
+    _MODELS[key] = denoiser
+    while len(_MODELS) > _MODELS_KEPT:
+        _MODELS.popitem(last=False)
+
+
+def _key_of(spec: PredictionSpec) -> _ModelKey:
+    return spec.model_url, spec.model_digest, spec.device, spec.precision, spec.network
 
 
 # ---- the stages of a block

@@ -29,7 +29,7 @@ from denoizarr.training.denoiser import Denoiser, Precision
 from denoizarr.training.exactness import multiplies_bfloat16
 from denoizarr.training.own_network import OwnNetwork
 
-from .block import PredictionSpec, denoise_block
+from .block import PredictionSpec, denoise_block, use_model
 from .devices import batch_voxels, place_of
 from .prediction import PREDICTION_BATCH_VOXELS, Prediction, plan_prediction
 
@@ -208,6 +208,8 @@ def _predict_one(
         planned.changes,
         place.resources,
     )
+    if client is None and str(model.device) == place.device:
+        use_model(spec, model)
     threads_before = torch.get_num_threads()
     try:
         # From one block to the next, too, where this process does them.

@@ -34,11 +34,11 @@ _SIGNAL_SHARE = 0.2
 
 
 class VirtualStore(Store):
-    """A read-only Zarr v3 store of one uint16 array (z, y, x), synthesised when it is read.
+    """A read-only Zarr v3 store of one uint16 array (z, y, x), or (c, z, y, x), synthesised when it is read.
 
     Parameters
     ----------
-    shape, chunks : (z, y, x)
+    shape, chunks : (z, y, x) or (c, z, y, x)
         In voxels.
     seed : int
 
@@ -108,7 +108,7 @@ class VirtualStore(Store):
             "fill_value": 0,
             "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
             "attributes": {},
-            "dimension_names": ["z", "y", "x"],
+            "dimension_names": list("tczyx")[-len(self.shape) :],
         }
 
     def _index_of(self, key: str) -> tuple[int, ...] | None:

@@ -3,6 +3,8 @@
 CPU seconds of the call, in a process that has made it before. DIPY's version 1 fits every volume on all
 voxels, its version 3 on a sketch; both are stopped after a time, and then count as having taken it. *copy*
 copies the series from Zarr to Zarr through the same engine, in the same shards.
+
+*memory*: the peak of this process, from a virtual series (made when it is read) to Zarr, in threads.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ OPTIONS = {
     "series": {"64x64x32x60": [64, 64, 32, 60], "96x96x40x160": [96, 96, 40, 160]},
     "limit_seconds": 300,
     "peers_of": {"64x64x32x60": [1, 3], "96x96x40x160": [3]},
+    "gigabytes": [1, 32],
+    "limit": "2GiB",
 }
 GOALS = {
     "64x64x32x60": {"version 1": 25, "version 3": 20, "zarr": 12},
@@ -67,7 +71,23 @@ def _series(folder: Path, name: str) -> Path:
 
 
 def groups(options: dict[str, Any], folder: Path) -> list[Group]:
-    return [_group(name, options, folder) for name in options["series"]]
+    return [*(_group(name, options, folder) for name in options["series"]), _memory(options, folder)]
+
+
+def _memory(options: dict[str, Any], folder: Path) -> Group:
+    settings = {"limit": options["limit"], "folder": str(folder)}
+    once = {"warm_up": False, "min_seconds": 0}
+    sides = [Side(f"{n} GB", "virtual", settings | {"gigabytes": n}, **once) for n in options["gigabytes"]]
+    first = sides[0].name
+    rows = [
+        Row(f"{side.name}: peak over limit", side.name, quantity="over_limit", goal=("<=", 1.0))
+        for side in sides
+    ]
+    rows += [
+        Row(f"peak at {side.name}, times that at {first}", side.name, first, "peak", ("<=", 1.1))
+        for side in sides[1:]
+    ]
+    return Group("memory", sides, rows)
 
 
 def _group(name: str, options: dict[str, Any], folder: Path) -> Group:
@@ -194,5 +214,38 @@ def copied(settings: dict[str, Any]) -> Work:
             shutil.rmtree(folder / beside, ignore_errors=True)
         save_image(source, folder / "out", chunks=array.chunks, shards=array.shards, levels=1)
         return {"units": int(array.size)}
+
+    return work
+
+
+def virtual(settings: dict[str, Any]) -> Work:
+    import zarr
+    from side import peak_bytes
+    from tests.virtual_image import VirtualStore
+
+    from denoizarr import patch2self
+    from denoizarr.engine.freed_memory import one_arena
+    from denoizarr.engine.memory_limits import parse_bytes
+
+    one_arena()  # as the command does
+    n, side = 60, 256
+    deep = max(round(settings["gigabytes"] * 1e9 / (2 * n * side**2)), 1)
+    store = VirtualStore((n, deep, side, side), (1, 8, 64, 64))
+
+    def work() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(dir=settings["folder"]) as folder:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+            patch2self(
+                zarr.open_array(store, mode="r"),
+                _bvals(n),
+                destination=f"{folder}/out",
+                memory_limit=settings["limit"],
+            )
+        peak = peak_bytes()
+        return {
+            "units": n * deep * side**2,
+            "peak": peak,
+            "over_limit": peak / parse_bytes(settings["limit"]),
+        }
 
     return work

@@ -56,15 +56,25 @@ def test_b_values_come_with_the_series(series, tmp_path):
     assert np.loadtxt(tmp_path / "back.bval").tolist() == BVALS
 
 
-def test_a_page_of_the_result(series, tmp_path):
-    convert(tmp_path / "dwi.nii.gz", tmp_path / "dwi.ome.zarr")
+@pytest.mark.parametrize("source", ["dwi.nii.gz", "dwi.ome.zarr"])
+@pytest.mark.parametrize("output", ["out.nii.gz", "out.ome.zarr"])
+def test_a_page_of_the_result(series, tmp_path, source, output):
+    if source == "dwi.ome.zarr":
+        convert(tmp_path / "dwi.nii.gz", tmp_path / source)
+    page = tmp_path / "report.html"
     code, said, error = run(
-        tmp_path / "dwi.ome.zarr", tmp_path / "out.ome.zarr", "--bvals", tmp_path / "values.txt",
-        "--report", tmp_path / "report.html",
+        tmp_path / source, tmp_path / output, "--bvals", tmp_path / "values.txt",
+        "--report", page, "--report-volume", "5", "--report-slice", "2",
     )  # fmt: skip
     assert code == 0, (said, error)
-    assert (tmp_path / "report.html").stat().st_size > 50_000
-    assert np.asarray(open_image(tmp_path / "out.ome.zarr")).dtype == np.float32
+    assert str(page) in said
+    text = page.read_text()
+    assert "volume 5 (b = " in text
+    assert "slice z = 2" in text
+    assert output in text
+    assert page.stat().st_size > 50_000
+    assert (tmp_path / output).exists()
+    assert not (tmp_path / f"{output}.work").exists()
 
 
 @pytest.mark.parametrize(
@@ -75,6 +85,11 @@ def test_a_page_of_the_result(series, tmp_path):
         (["dwi.nii.gz", "out.nii.gz", "--bvals", "none.txt"], "no file of b-values"),
         (["dwi.nii.gz", "dwi.nii.gz", "--bvals", "values.txt"], "something lies at the destination"),
         (["dwi.nii.gz", "out.nii.gz", "--bvals", "values.txt", "--model", "forest"], "no such model"),
+        (
+            ["dwi.nii.gz", "out.nii.gz", "--bvals", "values.txt", "--report", "r", "--report-volume", "99"],
+            "99 is not one of",
+        ),
+        (["dwi.nii.gz", "out.nii.gz", "--bvals", "values.txt", "--report-slice", "1"], "goes with --report"),
         (
             ["dwi.nii.gz", "out.nii.gz", "--bvals", "values.txt", "--patch-radius", "9"],
             "farther than the volumes",

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ import zarr
 
 import denoizarr.diffusion.plan as planning
 from denoizarr import open_image, patch2self, save_image, verify
+from denoizarr.diffusion import kept_boxes
 from denoizarr.diffusion.regressions import read_regressions
-from denoizarr.diffusion.streaming import regressions_url
+from denoizarr.diffusion.streaming import DiffusionSpec, regressions_url
 from denoizarr.errors import (
     BadRequest,
     BlockFailed,
@@ -80,6 +82,25 @@ def test_a_radius_is_along_the_data_s_own_axes(data, stored, tmp_path, radius):
     # In memory the axes are x, y, z; stored, z, y, x.
     expected = patch2self(data, BVALS, patch_radius=radius[::-1], out_dtype=np.float64)
     np.testing.assert_allclose(read(tmp_path / "out"), expected, rtol=1e-11, atol=1e-9)
+
+
+@pytest.mark.parametrize(("room", "times"), [(kept_boxes._MOST_BYTES, 1), (0, 3), (20_000, None)])
+def test_what_is_kept_is_read_once(stored, tmp_path, monkeypatch, room, times):
+    expected = tmp_path / "expected"
+    patch2self(stored, BVALS, destination=expected, chunks=CHUNKS, patch_radius=1)
+    counts = Counter()
+    read_box = DiffusionSpec._read
+
+    def counted(spec, block):
+        counts[block] += 1
+        return read_box(spec, block)
+
+    monkeypatch.setattr(DiffusionSpec, "_read", counted)
+    monkeypatch.setattr(kept_boxes, "_MOST_BYTES", room)
+    patch2self(stored, BVALS, destination=tmp_path / "out", chunks=CHUNKS, patch_radius=1)
+    assert set(counts.values()) == ({times} if times else {1, 3})
+    assert tree_hash(tmp_path / "out") == tree_hash(expected)
+    assert not kept_boxes._OF_JOBS
 
 
 def test_the_number_of_spans_does_not_matter(data, stored, tmp_path, monkeypatch):

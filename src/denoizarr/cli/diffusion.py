@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,8 +50,12 @@ def patch2self(
     shards: Annotated[
         str | None, typer.Option(help="Of the output, such as 86,10,64,64: all volumes of a box.")
     ] = None,
-    report: Annotated[
-        str | None, typer.Option(help="A page of the result, such as report.html; of OME-Zarr images.")
+    report: Annotated[str | None, typer.Option(help="A page of the result, such as report.html.")] = None,
+    report_volume: Annotated[
+        int | None, typer.Option(help="Which volume it shows; default: a diffusion-weighted one.")
+    ] = None,
+    report_slice: Annotated[
+        int | None, typer.Option(help="Which slice along z it shows; default: the middle one.")
     ] = None,
     cluster: Annotated[
         str | None, typer.Option(help="local, or the address of a scheduler; default: threads.")
@@ -71,6 +75,7 @@ def patch2self(
     """
     from denoizarr.diffusion.patch2self import patch2self as run_patch2self
     from denoizarr.engine.cluster import ClusterSettings, open_client
+    from denoizarr.engine.freed_memory import one_arena
     from denoizarr.engine.memory_limits import parse_bytes
     from denoizarr.engine.shares import Share
     from denoizarr.engine.summary import RunSummary
@@ -82,14 +87,38 @@ def patch2self(
         raise typer.BadParameter("goes with --cluster local", param_hint="--workers")
     if share is not None and cluster is not None:
         raise typer.BadParameter("a share is run by this process alone", param_hint="--blocks")
-    if report is not None and (is_nifti_name(source) or is_nifti_name(destination)):
-        raise typer.BadParameter("is of OME-Zarr images: convert first", param_hint="--report")
     radius = ints_of(patch_radius, "--patch-radius") or (0,)
-    is_file = is_nifti_name(source)
-    stored = open_nifti(source).dtype if is_file else open_image(source).dtype
+    stored = open_nifti(source) if is_nifti_name(source) else open_image(source)
+    # Of another number of axes it is refused below.
+    axes = (3, 2) if is_nifti_name(source) else (0, 1)
+    volumes, depth = (stored.shape[i] for i in axes) if len(stored.shape) == 4 else (1, 1)
+    for option, shown, count in (
+        ("--report-volume", report_volume, volumes),
+        ("--report-slice", report_slice, depth),
+    ):
+        if shown is not None and report is None:
+            raise typer.BadParameter("goes with --report", param_hint=option)
+        if shown is not None and not 0 <= shown < count:
+            raise typer.BadParameter(f"{shown} is not one of 0 to {count - 1}", param_hint=option)
     # Predictions are no whole numbers; rounded, they would have noise of their own.
-    out_dtype = dtype or ("float32" if stored.kind in "ui" else stored.name)
+    out_dtype = dtype or ("float32" if stored.dtype.kind in "ui" else stored.dtype.name)
     limit = parse_bytes(memory_limit)
+    if cluster is None:
+        one_arena()  # as the workers of a local cluster are started
+    pages: list[str] = []
+
+    def page_of(image: Any, output: str) -> None:
+        from denoizarr.diffusion.volume_groups import read_bvals
+        from denoizarr.report.diffusion import write_diffusion_report
+
+        assert report is not None
+        values = None if bvals is None else read_bvals(bvals).tolist()
+        pages.append(
+            write_diffusion_report(
+                image, output, report, bvals=values, volume=report_volume, z=report_slice, title=destination
+            )
+        )
+
     address = None if cluster in (None, "local") else cluster
     settings = ClusterSettings("local" if address is None else "address", workers or "auto", limit, address)
     with nullcontext() if cluster is None else open_client(settings) as client:
@@ -113,18 +142,13 @@ def patch2self(
             shards=ints_of(shards, "--shards"),
             overwrite=overwrite,
             share=None if share is None else (share.number, share.count),
+            then=None if report is None else page_of,
         )
-    if report is not None and share is None:
-        from denoizarr.diffusion.volume_groups import read_bvals
-        from denoizarr.report.diffusion import write_diffusion_report
-
-        values = None if bvals is None else read_bvals(bvals).tolist()
-        page = write_diffusion_report(source, destination, report, bvals=values)
-        say(f"report {page}", {}, False)
     assert isinstance(summary, RunSummary), "of a stored image"
     if share is not None and not summary.blocks_total:
         # Of a first pass: whoever finished now would do the rest alone.
         text = f"share {blocks} of this pass is done; when all shares are, run all of them again"
         say(text, summary.to_json(), as_json)
         return
-    say(told(summary, blocks), summary.to_json(), as_json)
+    text = "\n".join([told(summary, blocks), *(f"report {page}" for page in pages)])
+    say(text, {**summary.to_json(), **({"report": pages[0]} if pages else {})}, as_json)

@@ -35,6 +35,7 @@ def by_way_of_zarr(
     *,
     overwrite: bool,
     progress: bool,
+    then: Callable[[xr.DataArray, str], None] | None = None,
 ) -> RunSummary:
     """Convert where it is needed, denoise, convert back.
 
@@ -47,6 +48,8 @@ def by_way_of_zarr(
     denoise : callable
         ``denoise(image, url)``.
     overwrite, progress : bool
+    then : callable, optional
+        ``then(image, url)``: of what was denoised and what came of it, while both lie in OME-Zarr.
 
     Raises
     ------
@@ -77,7 +80,10 @@ def by_way_of_zarr(
     if from_file:
         changes = convert(source, taken, levels=1, progress=progress).changes
     target = made if to_file else where
-    summary = denoise(as_image(taken if from_file else source), target)
+    image = as_image(taken if from_file else source)
+    summary = denoise(image, target)
+    if then is not None:
+        then(image, target)
     if to_file:
         convert(target, where, overwrite=overwrite, progress=progress)
     _delete(ours)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from denoizarr.engine.cluster import usable_cores
+from denoizarr.engine.freed_memory import freed_memory_kept
 from denoizarr.engine.memory_limits import parse_bytes
 from denoizarr.engine.progress import Progress
 from denoizarr.engine.shares import Share
@@ -23,12 +25,13 @@ from denoizarr.geometry.boxes import Box
 from denoizarr.images.save import extra_of
 from denoizarr.images.write import ImageJob, write_image
 from denoizarr.kernels.neighbourhoods import n_offsets
-from denoizarr.kernels.scatter import Scatter, merged
+from denoizarr.kernels.scatter import Floats, Scatter, merged
 from denoizarr.stores import locations
 from denoizarr.stores.images import as_image
 from denoizarr.stores.nifti import bvals_of, check_voxels, is_nifti_name, open_nifti
 
 from .blas_threads import one_blas_thread
+from .kept_boxes import boxes_kept
 from .nifti_files import by_way_of_zarr
 from .options import Patch2SelfOptions, options_of
 from .plan import DiffusionPlan, check_matrices, check_radius, output_dtype, plan_patch2self, volume_axis
@@ -69,6 +72,7 @@ def patch2self(
     ome_version: str = "0.5",
     overwrite: bool = False,
     share: tuple[int, int] | None = None,
+    then: Callable[[xr.DataArray, str], None] | None = None,
 ) -> NDArray[Any] | RunSummary:
     """Denoise diffusion MRI: predict each volume from all others, and keep what they agree on.
 
@@ -128,6 +132,9 @@ def patch2self(
         (i, n): this process' share of the work beside others, without Dask. Each pass waits for all shares of
         the one before, so they are run three times (twice where nothing is shifted); a call without it then
         finishes.
+    then : callable, optional
+        ``then(image, url)`` is called with the stored image and its finished output, such as for a report:
+        of NIfTI files both are in OME-Zarr then, and deleted afterwards.
 
     Returns
     -------
@@ -165,7 +172,7 @@ def patch2self(
         )
 
     if isinstance(data, np.ndarray):
-        _refuse_stored(destination, client, share)
+        _refuse_stored(destination, client, share, then)
         if data.ndim != 4:
             raise BadRequest(
                 "Patch2Self needs 4D data", where="data", got=data.shape, expected="(x, y, z, volumes)"
@@ -214,8 +221,12 @@ def patch2self(
             raise BadRequest(
                 "shares of a job array write one OME-Zarr", where="share", remedy="convert to and from it"
             )
-        return by_way_of_zarr(data, destination, of_image, overwrite=overwrite, progress=verbose)
-    return of_image(as_image(data), destination)
+        return by_way_of_zarr(data, destination, of_image, overwrite=overwrite, progress=verbose, then=then)
+    image = as_image(data)
+    summary = of_image(image, destination)
+    if then is not None and share is None:
+        then(image, locations.join(destination))
+    return summary
 
 
 def _of_image(
@@ -242,16 +253,21 @@ def _of_image(
         planned.changes,
         surveys=surveys_of(spec),
     )
-    summary = write_image(
-        job, overwrite=overwrite, client=client, threads=usable_cores(), progress=progress, share=share
-    )
+    threads = usable_cores()
+    with ExitStack() as here:
+        if client is None:
+            here.enter_context(freed_memory_kept())
+            here.enter_context(boxes_kept(spec.folder, threads * planned.spare_bytes))
+        summary = write_image(
+            job, overwrite=overwrite, client=client, threads=threads, progress=progress, share=share
+        )
     if share is None:
         _say(read_regressions(regressions_url(spec.folder)), spec.groups)
     return summary
 
 
-def _refuse_stored(destination: Any, client: Any, share: Any) -> None:
-    given = {"destination": destination, "client": client, "share": share}
+def _refuse_stored(destination: Any, client: Any, share: Any, then: Any) -> None:
+    given = {"destination": destination, "client": client, "share": share, "then": then}
     if named := [name for name, value in given.items() if value is not None]:
         raise BadRequest(
             "an array in memory is denoised in memory",
@@ -286,7 +302,7 @@ def _in_memory(
 
     def read(box: Box) -> VoxelBox:
         return read_voxels(
-            lambda part: np.moveaxis(data[part.slices], -1, 0),
+            lambda part: _volumes_first(data, part),
             box,
             tuple(space),
             options.radius,
@@ -295,6 +311,10 @@ def _in_memory(
         )
 
     out = np.empty(data.shape, dtype)
+    # Sums that need not be made twice, where there is room for them.
+    sums = None
+    if options.shift and 8 * data.size <= limit:
+        sums = out if dtype == np.float64 else np.empty(data.shape)
     passes = 3 if options.shift else 2
     with (
         Progress("Patch2Self", passes * len(boxes), verbose) as bar,
@@ -312,23 +332,34 @@ def _in_memory(
         counted: list[int] = []
         found = regress(merged(scatters()), groups, options)
         if options.shift:
+
+            def minima(box: Box) -> tuple[Floats, Floats]:
+                return read(box).minima(found.weights, None if sums is None else _volumes_first(sums, box))
+
             lowest = np.full((2, n), np.inf)
-            for here in pool.map(lambda box: read(box).minima(found.weights, found.intercepts), boxes):
+            for here in pool.map(minima, boxes):
                 lowest = np.minimum(lowest, here)
                 bar.advance()
-            found = found.shifted(lowest[0] - lowest[1])
-        finish = found.finish(options, dtype)
+            found = found.shifted(lowest[0] - (lowest[1] + found.intercepts))
 
-        def predict(box: Box) -> None:
-            into = np.moveaxis(out[box.slices], -1, 0)
-            read(box).predict(found.weights, found.intercepts, finish, into)
+        def finish(box: Box) -> None:
+            voxels, into, clip = read(box), _volumes_first(out, box), options.clip_negative
+            if sums is None:
+                voxels.predict(found.weights, found.intercepts, into, clip_negative=clip)
+            else:
+                voxels.finish(_volumes_first(sums, box), found.intercepts, into, clip_negative=clip)
 
-        for _ in pool.map(predict, boxes):
+        for _ in pool.map(finish, boxes):
             bar.advance()
     if sum(counted):
         _LOG.info("%d values outside the mask are not finite, and stay as they are", sum(counted))
     _say(found, groups)
     return out
+
+
+def _volumes_first(data: NDArray[Any], box: Box) -> NDArray[Any]:
+    """Return a box of (x, y, z, n) as (n, x, y, z)."""
+    return np.moveaxis(data[box.slices], -1, 0)
 
 
 def _scatter_of(voxels: VoxelBox) -> tuple[Scatter, int]:

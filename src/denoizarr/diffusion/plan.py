@@ -51,12 +51,15 @@ class DiffusionPlan:
     spec : DiffusionSpec
     bytes_per_worker : int
         Projected peak memory.
+    spare_bytes : int
+        What the limit leaves beside it.
     changes : tuple of str
         What of the input does not survive.
     """
 
     spec: DiffusionSpec
     bytes_per_worker: int
+    spare_bytes: int
     changes: tuple[str, ...]
 
     def in_words(self) -> str:
@@ -191,7 +194,7 @@ def plan_patch2self(
         reader, inside, layout, options, groups, ledger_url(url), _blocks_per_span(layout, n * p)
     )
     changes = () if dtype == reader.dtype else (f"dtype {reader.dtype} became {dtype}",)
-    return DiffusionPlan(spec, needed, changes)
+    return DiffusionPlan(spec, needed, limit - needed, changes)
 
 
 def check_radius(radius: tuple[int, ...], space: Sequence[int]) -> None:

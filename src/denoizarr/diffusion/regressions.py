@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from denoizarr.errors import DegenerateData, MetadataError
-from denoizarr.kernels.intensity import cast_intensities
 from denoizarr.kernels.leave_one_out import leave_one_out
 from denoizarr.kernels.neighbourhoods import n_offsets
 from denoizarr.kernels.scatter import Floats, Scatter
@@ -61,16 +58,6 @@ class Regressions:
     def shifted(self, by: Floats) -> Regressions:
         """Return the same with each volume's predictions larger by so much."""
         return replace(self, intercepts=self.intercepts + by)
-
-    def finish(self, options: Patch2SelfOptions, dtype: np.dtype[Any]) -> Callable[[Floats], Array]:
-        """Return what makes predictions into intensities of the output's dtype."""
-
-        def finished(predicted: Floats) -> Array:
-            if options.clip_negative:
-                np.maximum(predicted, 0, out=predicted)
-            return cast_intensities(predicted, dtype)
-
-        return finished
 
 
 def regress(total: Scatter, groups: VolumeGroups, options: Patch2SelfOptions) -> Regressions:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from denoizarr.stores import locations
 from denoizarr.stores.sources import Array, ImageReader
 
 from .blas_threads import one_blas_thread
+from .kept_boxes import box_of
 from .options import Patch2SelfOptions
 from .regressions import (
     Regressions,
@@ -89,8 +90,11 @@ class DiffusionSpec:
         """Spans of blocks, in the first pass."""
         return -(-self.n_blocks // self.blocks_per_span)
 
-    def read(self, block: int) -> VoxelBox:
-        """Read all volumes of a block with its halo."""
+    def read(self, block: int, *, last: bool = False) -> VoxelBox:
+        """Return all volumes of a block with its halo; ``last`` where no other pass will ask for them."""
+        return box_of(self.folder, block, partial(self._read, block), last=last)
+
+    def _read(self, block: int) -> VoxelBox:
         box = self.layout.levels[0].write_units.box(block)
         space = Box(box.start[1:], box.stop[1:])
         n = self.reader.shape[0]
@@ -176,7 +180,8 @@ def measure_minima(spec: DiffusionSpec, span: int) -> Record:
     lowest = np.full((2, len(known.weights)), np.inf)
     with one_blas_thread():
         for block in spec.blocks_of(span):
-            here = spec.read(block).minima(known.weights, known.intercepts)
+            values, sums = spec.read(block).minima(known.weights)
+            here = values, sums + known.intercepts
             lowest = np.minimum(lowest, here)
     # None where a span has no voxel that counts: JSON knows no infinity.
     return {"minima": [[float(v) if np.isfinite(v) else None for v in row] for row in lowest]}
@@ -236,15 +241,15 @@ def _regressions(url: str, checksum: str) -> Regressions:
 
 def read_block(spec: DiffusionSpec, block: int) -> VoxelBox:
     """Read all volumes of one write unit with its halo."""
-    return spec.read(block)
+    return spec.read(block, last=True)
 
 
 def predict_block(spec: DiffusionSpec, _block: int, voxels: VoxelBox) -> Array:
     """Predict every volume of it from the others."""
-    known, dtype = _regressions(*spec.regressions), np.dtype(spec.layout.dtype)
-    out = np.empty(voxels.kept.shape, dtype)
+    known = _regressions(*spec.regressions)
+    out = np.empty(voxels.kept.shape, np.dtype(spec.layout.dtype))
     with one_blas_thread():
-        voxels.predict(known.weights, known.intercepts, known.finish(spec.options, dtype), out)
+        voxels.predict(known.weights, known.intercepts, out, clip_negative=spec.options.clip_negative)
     return out
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from denoizarr.errors import NonFiniteData
 from denoizarr.geometry.boxes import Box
 from denoizarr.kernels.intensity import cast_intensities
-from denoizarr.kernels.leave_one_out import apply_weights
+from denoizarr.kernels.leave_one_out import weighted_sums
 from denoizarr.kernels.neighbourhoods import n_offsets, neighbour_rows
 from denoizarr.kernels.scatter import Floats, Scatter, merged, scatter_of
 from denoizarr.stores.sources import Array
@@ -56,12 +56,21 @@ class VoxelBox:
     radius: tuple[int, ...]
     outside_non_finite: int = 0
 
-    def slabs(self) -> Iterator[tuple[tuple[slice, ...], Array]]:
-        """Yield parts of the box and their rows (n * p, voxels), in C order."""
+    @property
+    def nbytes(self) -> int:
+        """What it holds in memory."""
+        own = 0 if np.may_share_memory(self.kept, self.padded) else self.kept.nbytes
+        return self.padded.nbytes + own + (0 if self.inside is None else self.inside.nbytes)
+
+    def parts(self) -> Iterator[tuple[slice, ...]]:
+        """Yield slabs of the box, of as many voxels as are worked on at a time, in C order."""
         n, *extents = self.kept.shape
-        p = n_offsets(self.radius)
-        voxels = max(_SLAB_BYTES // (8 * n * p), _FEWEST_VOXELS)
-        for part in _parts(tuple(extents), voxels):
+        voxels = max(_SLAB_BYTES // (8 * n * n_offsets(self.radius)), _FEWEST_VOXELS)
+        yield from _parts(tuple(extents), voxels)
+
+    def slabs(self) -> Iterator[tuple[tuple[slice, ...], Array]]:
+        """Yield slabs of the box and their rows (n * p, voxels)."""
+        for part in self.parts():
             halo = tuple(slice(s.start, s.stop + 2 * r) for s, r in zip(part, self.radius, strict=True))
             yield part, neighbour_rows(self.padded[(slice(None), *halo)], self.radius)
 
@@ -72,40 +81,77 @@ class VoxelBox:
             for part, rows in self.slabs()
         )
 
-    def minima(self, weights: Floats, intercepts: Floats) -> tuple[Floats, Floats]:
-        """Return each volume's smallest value and smallest prediction; infinite where no voxel counts."""
+    def minima(self, weights: Floats, sums: Floats | None = None) -> tuple[Floats, Floats]:
+        """Return each volume's smallest value and smallest weighted sum; infinite where no voxel counts.
+
+        Parameters
+        ----------
+        weights : float64 array (n, n * p)
+        sums : float64 array (n, ...), optional
+            Takes all of the box, to be finished later; may be a view of any order.
+        """
         n = len(weights)
-        lowest, predicted = np.full(n, np.inf), np.full(n, np.inf)
+        lowest, smallest = np.full(n, np.inf), np.full(n, np.inf)
         for part, rows in self.slabs():
             counts = slice(None) if self.inside is None else self.inside[part].reshape(-1)
             values = self.kept[(slice(None), *part)].reshape(n, -1)[:, counts]
+            if sums is not None:
+                here = _summed(rows, weights, sums[(slice(None), *part)])[:, counts]
+            elif values.shape[1]:
+                here = weighted_sums(rows[:, counts], weights)
             if values.shape[1]:
                 lowest = np.minimum(lowest, values.min(axis=1))
-                here = apply_weights(rows[:, counts], weights, intercepts)
-                predicted = np.minimum(predicted, here.min(axis=1))
-        return lowest, predicted
+                smallest = np.minimum(smallest, here.min(axis=1))
+        return lowest, smallest
 
-    def predict(
-        self, weights: Floats, intercepts: Floats, finish: Callable[[Floats], Array], out: Array
-    ) -> None:
-        """Fill ``out`` (n, ...) with predictions, ``finish``ed from float64; outside the mask with the input.
+    def predict(self, weights: Floats, intercepts: Floats, out: Array, *, clip_negative: bool) -> None:
+        """Fill ``out`` (n, ...) with predictions in its dtype; outside the mask with the input.
 
         Parameters
         ----------
         weights, intercepts : float64 arrays (n, n * p), (n,)
-        finish : callable
-            From float64 (n, v) to the output's dtype, in place if it likes.
         out : array (n, ...)
             May be a view of any order.
+        clip_negative : bool
         """
-        n = len(weights)
         for part, rows in self.slabs():
-            here = (slice(None), *part)
-            values = finish(apply_weights(rows, weights, intercepts))
-            out[here] = values.reshape(n, *out[here].shape[1:])
-            if self.inside is not None:
-                outside = ~self.inside[part]
-                out[here][:, outside] = _as_it_is(self.kept[here][:, outside], out.dtype)
+            sums = weighted_sums(rows, weights).reshape(out[(slice(None), *part)].shape)
+            self._finish(part, sums, intercepts, out, clip_negative)
+
+    def finish(self, sums: Floats, intercepts: Floats, out: Array, *, clip_negative: bool) -> None:
+        """Fill ``out`` as ``predict`` does, from what ``minima`` put into ``sums``, which is changed.
+
+        ``out`` may be ``sums`` itself.
+        """
+        for part in self.parts():
+            self._finish(part, sums[(slice(None), *part)], intercepts, out, clip_negative)
+
+    def _finish(
+        self, part: tuple[slice, ...], sums: Floats, intercepts: Floats, out: Array, clip_negative: bool
+    ) -> None:
+        here = (slice(None), *part)
+        there, by_volume = out[here], intercepts.reshape(-1, *(1,) * len(part))
+        if out.dtype.kind == "f" and not clip_negative:
+            np.add(sums, by_volume, out=there, casting="same_kind")
+        else:
+            sums += by_volume
+            if clip_negative:
+                np.maximum(sums, 0, out=sums)
+            there[...] = cast_intensities(sums, out.dtype)
+        if self.inside is not None:
+            outside = ~self.inside[part]
+            there[:, outside] = _as_it_is(self.kept[here][:, outside], out.dtype)
+
+
+def _summed(rows: Array, weights: Floats, into: Floats) -> Floats:
+    """Put weighted sums into (n, ...), directly where it lies in one piece, and return them as (n, v)."""
+    n = len(weights)
+    flat = into.reshape(n, -1)
+    if np.shares_memory(flat, into) and (flat.flags.c_contiguous or flat.flags.f_contiguous):
+        return weighted_sums(rows, weights, flat)
+    found = weighted_sums(rows, weights)
+    into[...] = found.reshape(into.shape)
+    return found
 
 
 def read_voxels(

@@ -26,6 +26,8 @@ def cast_intensities(values: NDArray[np.floating[Any]], dtype: np.dtype[Any]) ->
         upper = np.asarray(limits.max, values.dtype)
         if int(upper) > limits.max:
             upper = np.nextafter(upper, np.asarray(0, values.dtype))
-        clipped: NDArray[Any] = np.clip(np.rint(values), values.dtype.type(limits.min), upper)
-        return clipped.astype(dtype)
+        rounded = np.rint(values)
+        np.clip(rounded, values.dtype.type(limits.min), upper, out=rounded)
+        whole: NDArray[Any] = rounded.astype(dtype)
+        return whole
     return values.astype(dtype)

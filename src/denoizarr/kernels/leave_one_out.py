@@ -98,16 +98,26 @@ def leave_one_out(total: Scatter, p: int = 1, *, model: Model = "ols", alpha: fl
     return LeaveOneOut(weights, intercepts, r_squared, constant, floored)
 
 
-def apply_weights(rows: NDArray[np.generic], weights: Floats, intercepts: Floats) -> Floats:
-    """Return the predictions of all volumes: float64 (n, v), in the order of memory of rows (n * p, v)."""
+def weighted_sums(rows: NDArray[np.generic], weights: Floats, out: Floats | None = None) -> Floats:
+    """Return what the weights make of some voxels: the predictions of all volumes less their intercepts.
+
+    Parameters
+    ----------
+    rows : array (n * p, v)
+        Of any real dtype and memory order.
+    weights : float64 array (n, n * p)
+    out : float64 array (n, v), optional
+        Where they go; quickest in the memory order of ``rows``.
+
+    Returns
+    -------
+    float64 array (n, v)
+        In the memory order of ``rows`` without ``out``.
+    """
     wide = rows.astype(np.float64, order="K")
     if wide.flags.f_contiguous:
-        by_voxel = wide.T @ weights.T
-        by_voxel += intercepts
-        return by_voxel.T
-    predicted = weights @ wide
-    predicted += intercepts[:, None]
-    return predicted
+        return np.matmul(wide.T, weights.T, out=None if out is None else out.T).T
+    return np.matmul(weights, wide, out=out)
 
 
 def _least_squares(

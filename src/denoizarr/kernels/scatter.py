@@ -49,10 +49,11 @@ def scatter_of(rows: NDArray[Any]) -> Scatter:
         return Scatter(0, np.zeros(m), np.zeros((m, m)))
     # In the order of memory: a transposed array stays one, and is multiplied as such.
     wide = rows.astype(np.float64, order="K")
-    mean = wide.mean(axis=1)
+    each = np.full(v, 1 / v)
+    mean = wide @ each
     wide -= mean[:, None]
     # What the mean was rounded by would enter the products squared, times v.
-    remainder = wide.mean(axis=1)
+    remainder = wide @ each
     products = wide @ wide.T
     products -= v * np.outer(remainder, remainder)
     return Scatter(v, mean + remainder, products)

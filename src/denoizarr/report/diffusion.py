@@ -53,6 +53,7 @@ def write_diffusion_report(
     bvals: Sequence[float] | None = None,
     volume: int | None = None,
     z: int | None = None,
+    title: str | None = None,
 ) -> str:
     """Write a page with one slice before and after, every volume's share predicted, and the mean residual.
 
@@ -68,6 +69,8 @@ def write_diffusion_report(
         In s/mm2; those that the source carries, by default.
     volume, z : int, optional
         Which is shown; by default a diffusion-weighted volume in the middle, and the middle slice.
+    title : str, optional
+        Of the page; by default where the output is.
 
     Returns
     -------
@@ -95,7 +98,7 @@ def write_diffusion_report(
         before, after, shift, usual if volume is None else volume, z, masked=identity["mask"] is not None
     )
     outliers = outliers_of(found.r_squared, identity["groups"])
-    page = _page(str(output), identity, found, values, outliers, shown)
+    page = _page(title or str(output), identity, found, values, outliers, shown)
     where = locations.join(destination)
     locations.put(where, render_page(page).encode("utf-8"))
     return where
@@ -175,7 +178,7 @@ def _page(
         ],
         [],
         yaml.safe_dump({"patch2self": options, "kept as they are": identity["copied"]}, sort_keys=False),
-        [Fact("denoizarr", __version__), Fact("regressions", regressions_url(ledger_url(name)))],
+        [Fact("denoizarr", __version__)],
     )
 
 

@@ -1,0 +1,62 @@
+"""Boxes that one pass read and the next need not: a series that is small is read once, not three times."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from .voxel_boxes import VoxelBox
+
+# In all. A larger series is read again for the most part anyway, and memory stays what it was.
+_MOST_BYTES = 512 * 2**20
+
+
+class KeptBoxes:
+    """As many boxes of one image as there is room for: the first that come, for each pass begins with these.
+
+    Parameters
+    ----------
+    room : int
+        In bytes.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room, self._lock = min(room, _MOST_BYTES), threading.Lock()
+        self._boxes: dict[int, VoxelBox] = {}
+
+    def get(self, block: int, read: Callable[[], VoxelBox], *, last: bool) -> VoxelBox:
+        """Return the box of a block, read now if it is not here; ``last`` lets go of it."""
+        with self._lock:
+            found = self._boxes.get(block)
+            if found is not None and last:
+                del self._boxes[block]
+                self._room += found.nbytes
+        if found is not None:
+            return found
+        box = read()
+        if not last:
+            with self._lock:
+                if block not in self._boxes and box.nbytes <= self._room:
+                    self._boxes[block] = box
+                    self._room -= box.nbytes
+        return box
+
+
+_OF_JOBS: dict[str, KeptBoxes] = {}
+
+
+@contextmanager
+def boxes_kept(job: str, room: int) -> Iterator[None]:
+    """Let this process keep boxes of a job, named by its folder, inside the block."""
+    _OF_JOBS[job] = KeptBoxes(room)
+    try:
+        yield
+    finally:
+        del _OF_JOBS[job]
+
+
+def box_of(job: str, block: int, read: Callable[[], VoxelBox], *, last: bool = False) -> VoxelBox:
+    """Return the box of a block: one that was kept, or read now, as everywhere on a cluster."""
+    kept = _OF_JOBS.get(job)
+    return read() if kept is None else kept.get(block, read, last=last)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -310,11 +311,10 @@ def _in_memory(
             "data",
         )
 
+    if inside is None and not any(options.radius):
+        read = cache(read)  # views, which hold nothing: looked at for NaN once, and not in every pass
+
     out = np.empty(data.shape, dtype)
-    # Sums that need not be made twice, where there is room for them.
-    sums = None
-    if options.shift and 8 * data.size <= limit:
-        sums = out if dtype == np.float64 else np.empty(data.shape)
     passes = 3 if options.shift else 2
     with (
         Progress("Patch2Self", passes * len(boxes), verbose) as bar,
@@ -331,10 +331,15 @@ def _in_memory(
 
         counted: list[int] = []
         found = regress(merged(scatters()), groups, options)
+        weights = found.weights_for(dtype)
+        # Sums that need not be made twice, where there is room for them.
+        sums: NDArray[Any] | None = None
+        if options.shift and weights.itemsize * data.size <= limit:
+            sums = out if dtype == weights.dtype else np.empty(data.shape, weights.dtype)
         if options.shift:
 
             def minima(box: Box) -> tuple[Floats, Floats]:
-                return read(box).minima(found.weights, None if sums is None else _volumes_first(sums, box))
+                return read(box).minima(weights, None if sums is None else _volumes_first(sums, box))
 
             lowest = np.full((2, n), np.inf)
             for here in pool.map(minima, boxes):
@@ -345,7 +350,7 @@ def _in_memory(
         def finish(box: Box) -> None:
             voxels, into, clip = read(box), _volumes_first(out, box), options.clip_negative
             if sums is None:
-                voxels.predict(found.weights, found.intercepts, into, clip_negative=clip)
+                voxels.predict(weights, found.intercepts, into, clip_negative=clip)
             else:
                 voxels.finish(_volumes_first(sums, box), found.intercepts, into, clip_negative=clip)
 

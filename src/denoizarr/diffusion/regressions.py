@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from denoizarr.errors import DegenerateData, MetadataError
-from denoizarr.kernels.leave_one_out import leave_one_out
+from denoizarr.kernels.leave_one_out import AnyFloats, leave_one_out
 from denoizarr.kernels.neighbourhoods import n_offsets
 from denoizarr.kernels.scatter import Floats, Scatter
 from denoizarr.stores import locations
@@ -25,6 +26,8 @@ _KEY = "denoizarr"
 # With fewer there is little to predict a volume from (DIPY warns at the same number).
 _FEW_VOLUMES = 10
 _SAME = 1e-12
+# How much larger than a sum its terms may be together; magnitudes whose products float32 holds.
+_MOST_TERMS, _HELD = 16.0, (1e-15, 1e15)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +44,8 @@ class Regressions:
     voxels : int
         From how many the regressions come.
     warnings : tuple of str
+    benign : bool
+        No sum is made of terms that are far larger than itself, or than float32 holds.
     """
 
     weights: Floats
@@ -48,6 +53,17 @@ class Regressions:
     r_squared: Floats
     voxels: int
     warnings: tuple[str, ...]
+    benign: bool = False
+
+    def weights_for(self, dtype: np.dtype[Any]) -> AnyFloats:
+        """Return the weights in the dtype in which an output of this one is summed up.
+
+        Float32 takes half the time. It rounds sums as the output itself rounds them where weights and
+        intensities are benign, and is not used elsewhere, nor for integers: they would be rounded twice.
+        """
+        if self.benign and dtype.kind == "f" and dtype.itemsize <= 4:
+            return self.weights.astype(np.float32)
+        return self.weights
 
     @property
     def norms(self) -> Floats:
@@ -93,7 +109,17 @@ def regress(total: Scatter, groups: VolumeGroups, options: Patch2SelfOptions) ->
         weights[np.ix_(volumes, variables)] = found.weights
         intercepts[volumes], r_squared[volumes] = found.intercepts, found.r_squared
         warnings += _warnings(part, volumes, p, tuple(volumes[list(found.without_variance)]))
-    return Regressions(weights, intercepts, r_squared, total.count, tuple(warnings))
+    return Regressions(
+        weights, intercepts, r_squared, total.count, tuple(warnings), _is_benign(total, weights, p)
+    )
+
+
+def _is_benign(total: Scatter, weights: Floats, p: int) -> bool:
+    """Tell whether float32 sums are within some 1e-6 of the intensities, as they would be of one term."""
+    size = np.abs(total.mean) + 3 * np.sqrt(np.diagonal(total.scatter) / total.count)
+    terms, whole = np.abs(weights) @ size, size[p // 2 :: p]
+    largest, least = size.max(), size[size > 0].min(initial=np.inf)
+    return bool((terms <= _MOST_TERMS * whole).all() and largest < _HELD[1] and least > _HELD[0])
 
 
 def _warnings(part: Scatter, volumes: Array, p: int, constant: tuple[int, ...]) -> list[str]:
@@ -123,7 +149,11 @@ def _listed(volumes: tuple[int, ...]) -> str:
 
 def write_regressions(url: str, regressions: Regressions) -> str:
     """Write them to one file, replacing it whole; return its checksum."""
-    header = {"voxels": regressions.voxels, "warnings": list(regressions.warnings)}
+    header = {
+        "voxels": regressions.voxels,
+        "warnings": list(regressions.warnings),
+        "benign": regressions.benign,
+    }
     tensors = {
         "weights": regressions.weights,
         "intercepts": regressions.intercepts,
@@ -157,6 +187,7 @@ def read_regressions(url: str, checksum: str | None = None) -> Regressions:
             tensors["r_squared"],
             int(header["voxels"]),
             tuple(map(str, header["warnings"])),
+            header["benign"] is True,
         )
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
         raise MetadataError("no file of regressions", where=locations.redact(url), got=str(error)) from error

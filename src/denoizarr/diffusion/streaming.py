@@ -177,10 +177,11 @@ def conclude_scatter(ledger: Ledger, spec: DiffusionSpec) -> DiffusionSpec:
 def measure_minima(spec: DiffusionSpec, span: int) -> Record:
     """Return the smallest value and prediction of every volume in a span of blocks."""
     known = _regressions(*spec.regressions)
+    weights = known.weights_for(np.dtype(spec.layout.dtype))
     lowest = np.full((2, len(known.weights)), np.inf)
     with one_blas_thread():
         for block in spec.blocks_of(span):
-            values, sums = spec.read(block).minima(known.weights)
+            values, sums = spec.read(block).minima(weights)
             here = values, sums + known.intercepts
             lowest = np.minimum(lowest, here)
     # None where a span has no voxel that counts: JSON knows no infinity.
@@ -249,7 +250,9 @@ def predict_block(spec: DiffusionSpec, _block: int, voxels: VoxelBox) -> Array:
     known = _regressions(*spec.regressions)
     out = np.empty(voxels.kept.shape, np.dtype(spec.layout.dtype))
     with one_blas_thread():
-        voxels.predict(known.weights, known.intercepts, out, clip_negative=spec.options.clip_negative)
+        voxels.predict(
+            known.weights_for(out.dtype), known.intercepts, out, clip_negative=spec.options.clip_negative
+        )
     return out
 
 

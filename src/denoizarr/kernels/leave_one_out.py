@@ -23,6 +23,7 @@ from scipy.linalg import lapack
 from .compiled import compiled
 from .scatter import Floats, Scatter
 
+AnyFloats = NDArray[np.float32] | NDArray[np.float64]
 Model = Literal["ols", "ridge", "lasso"]
 
 # Below it, beside the largest, an eigenvalue is rounding: of two equal volumes, say.
@@ -98,23 +99,25 @@ def leave_one_out(total: Scatter, p: int = 1, *, model: Model = "ols", alpha: fl
     return LeaveOneOut(weights, intercepts, r_squared, constant, floored)
 
 
-def weighted_sums(rows: NDArray[np.generic], weights: Floats, out: Floats | None = None) -> Floats:
+def weighted_sums(rows: NDArray[np.generic], weights: AnyFloats, out: AnyFloats | None = None) -> AnyFloats:
     """Return what the weights make of some voxels: the predictions of all volumes less their intercepts.
+
+    It is computed in the dtype of the weights.
 
     Parameters
     ----------
     rows : array (n * p, v)
         Of any real dtype and memory order.
-    weights : float64 array (n, n * p)
-    out : float64 array (n, v), optional
+    weights : float32 or float64 array (n, n * p)
+    out : array (n, v), optional
         Where they go; quickest in the memory order of ``rows``.
 
     Returns
     -------
-    float64 array (n, v)
+    array (n, v)
         In the memory order of ``rows`` without ``out``.
     """
-    wide = rows.astype(np.float64, order="K")
+    wide = rows.astype(weights.dtype, order="K")
     if wide.flags.f_contiguous:
         return np.matmul(wide.T, weights.T, out=None if out is None else out.T).T
     return np.matmul(weights, wide, out=out)
@@ -134,6 +137,11 @@ def _least_squares(
     scaled[np.diag_indices_from(scaled)] = 1 + penalty / size**2
     inverse, floored = _inverse(scaled)
     weights = np.zeros((len(varies) // p, len(varies)))
+    if p == 1:
+        alone = -inverse / np.diagonal(inverse)[:, None] * (size[:, None] / size)
+        np.fill_diagonal(alone, 0)
+        weights[np.ix_(kept, kept)] = alone
+        return weights, floored
     for j in targets:
         own = place[j * p : (j + 1) * p]
         own = own[own >= 0]

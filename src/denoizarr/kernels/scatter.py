@@ -49,13 +49,14 @@ def scatter_of(rows: NDArray[Any]) -> Scatter:
         return Scatter(0, np.zeros(m), np.zeros((m, m)))
     # In the order of memory: a transposed array stays one, and is multiplied as such.
     wide = rows.astype(np.float64, order="K")
-    each = np.full(v, 1 / v)
-    mean = wide @ each
+    ones = np.ones(v)
+    mean = wide @ ones / v
     wide -= mean[:, None]
     # What the mean was rounded by would enter the products squared, times v.
-    remainder = wide @ each
+    remainder = wide @ ones / v
     products = wide @ wide.T
     products -= v * np.outer(remainder, remainder)
+    np.fill_diagonal(products, np.maximum(np.diagonal(products), 0))  # of a constant, rounding alone is left
     return Scatter(v, mean + remainder, products)
 
 

@@ -226,17 +226,18 @@ def virtual(settings: dict[str, Any]) -> Work:
     from denoizarr import patch2self
     from denoizarr.engine.freed_memory import one_arena
     from denoizarr.engine.memory_limits import parse_bytes
+    from denoizarr.stores.images import as_image
 
     one_arena()  # as the command does
     n, side = 60, 256
     deep = max(round(settings["gigabytes"] * 1e9 / (2 * n * side**2)), 1)
-    store = VirtualStore((n, deep, side, side), (1, 8, 64, 64))
+    store = VirtualStore((n, deep, side, side), (1, 8, 128, 128))
 
     def work() -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=settings["folder"]) as folder:
             Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
             patch2self(
-                zarr.open_array(store, mode="r"),
+                as_image(zarr.open_array(store, mode="r"), "czyx"),
                 _bvals(n),
                 destination=f"{folder}/out",
                 memory_limit=settings["limit"],

@@ -123,7 +123,8 @@ def patch2self(
     client : distributed.Client, optional
         For a stored image; without one, as many threads as there are cores.
     memory_limit : str or int
-        Per worker process, or per thread where there is no client.
+        Per worker process, or per thread where there is no client. Of an array in memory: of the matrices,
+        and of sums that are kept if they fit.
     chunks, shards : sequence of int, optional
         Of the output: one int per axis. A shard has all volumes.
     ome_version : {"0.5", "0.4"}

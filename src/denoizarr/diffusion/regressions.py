@@ -109,6 +109,11 @@ def regress(total: Scatter, groups: VolumeGroups, options: Patch2SelfOptions) ->
         weights[np.ix_(volumes, variables)] = found.weights
         intercepts[volumes], r_squared[volumes] = found.intercepts, found.r_squared
         warnings += _warnings(part, volumes, p, tuple(volumes[list(found.without_variance)]))
+        if found.floored:
+            warnings.append(
+                f"{found.floored} of {len(variables)} combinations of variables do not vary beyond rounding: "
+                "their scatter was raised to the floor"
+            )
     return Regressions(
         weights, intercepts, r_squared, total.count, tuple(warnings), _is_benign(total, weights, p)
     )
@@ -187,7 +192,7 @@ def read_regressions(url: str, checksum: str | None = None) -> Regressions:
             tensors["r_squared"],
             int(header["voxels"]),
             tuple(map(str, header["warnings"])),
-            header["benign"] is True,
+            header.get("benign") is True,
         )
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
         raise MetadataError("no file of regressions", where=locations.redact(url), got=str(error)) from error

@@ -162,6 +162,7 @@ def _page(
         Fact("volumes denoised", f"{len(taken)} of {len(bvals)}"),
         Fact("voxels fitted", f"{found.voxels:,}"),
         Fact("variance predicted, median", f"{np.median(predicted):.3f}" if len(predicted) else "none"),
+        Fact("longest weights", _longest(found, taken)),
         Fact("noise taken away, root mean square", f"{np.sqrt((residual[taken] ** 2).mean()):.4g}"),
     ]
     return Page(
@@ -180,6 +181,14 @@ def _page(
         yaml.safe_dump({"patch2self": options, "kept as they are": identity["copied"]}, sort_keys=False),
         [Fact("denoizarr", __version__)],
     )
+
+
+def _longest(found: Regressions, volumes: Sequence[int]) -> str:
+    """Say which of some volumes' predictions hangs most on differences of others."""
+    norms = found.norms[list(volumes)]
+    if not len(norms):
+        return "none"
+    return f"{norms.max():.3g}, of volume {volumes[int(np.argmax(norms))]}; median {np.median(norms):.3g}"
 
 
 def _shown_section(shown: _Slice, bvals: Sequence[float]) -> Section:

@@ -17,7 +17,7 @@ import zarr
 
 import denoizarr.diffusion.plan as planning
 from denoizarr import open_image, patch2self, save_image, verify
-from denoizarr.diffusion import kept_boxes
+from denoizarr.diffusion import kept_boxes, voxel_boxes
 from denoizarr.diffusion.regressions import read_regressions
 from denoizarr.diffusion.streaming import DiffusionSpec, regressions_url
 from denoizarr.errors import (
@@ -84,10 +84,10 @@ def test_a_radius_is_along_the_data_s_own_axes(data, stored, tmp_path, radius):
     np.testing.assert_allclose(read(tmp_path / "out"), expected, rtol=1e-11, atol=1e-9)
 
 
-@pytest.mark.parametrize(("room", "times"), [(kept_boxes._MOST_BYTES, 1), (0, 3), (20_000, None)])
+@pytest.mark.parametrize(("room", "times"), [(kept_boxes.MOST_BYTES, 1), (0, 3), (20_000, None)])
 def test_what_is_kept_is_read_once(stored, tmp_path, monkeypatch, room, times):
-    expected = tmp_path / "expected"
-    patch2self(stored, BVALS, destination=expected, chunks=CHUNKS, patch_radius=1)
+    expected, how = tmp_path / "expected", {"chunks": CHUNKS, "patch_radius": 1, "out_dtype": np.float32}
+    patch2self(stored, BVALS, destination=expected, **how)
     counts = Counter()
     read_box = DiffusionSpec._read
 
@@ -96,11 +96,33 @@ def test_what_is_kept_is_read_once(stored, tmp_path, monkeypatch, room, times):
         return read_box(spec, block)
 
     monkeypatch.setattr(DiffusionSpec, "_read", counted)
-    monkeypatch.setattr(kept_boxes, "_MOST_BYTES", room)
-    patch2self(stored, BVALS, destination=tmp_path / "out", chunks=CHUNKS, patch_radius=1)
+    monkeypatch.setattr(kept_boxes, "MOST_BYTES", room)
+    patch2self(stored, BVALS, destination=tmp_path / "out", **how)
     assert set(counts.values()) == ({times} if times else {1, 3})
     assert tree_hash(tmp_path / "out") == tree_hash(expected)
     assert not kept_boxes._OF_JOBS
+
+
+def test_two_jobs_at_one_place_do_not_share_boxes():
+    values = np.zeros((3, 4, 4, 4))
+    box = voxel_boxes.VoxelBox(values, None, values, (0, 0, 0))
+    with kept_boxes.boxes_kept("a", 2**20):
+        assert kept_boxes.box_of(lambda: "a", 0, lambda: box, last=False) is box
+        with kept_boxes.boxes_kept("a", 2**20):  # who is refused, later, as a second driver
+            pass
+        assert kept_boxes.box_of(lambda: "b", 0, lambda: None, last=False) is None
+        assert kept_boxes.box_of(lambda: "a", 0, lambda: None, last=True) is box
+        assert kept_boxes.box_of(lambda: "a", 0, lambda: None, last=True) is None
+    assert not kept_boxes._OF_JOBS
+
+
+def test_what_a_kept_part_holds_is_counted():
+    read = np.zeros((3, 12, 12, 12), np.int16)
+    padded, mask = np.zeros((3, 12, 12, 12), np.int16), np.ones((8, 8, 8), bool)
+    box = voxel_boxes.VoxelBox(padded, mask, read[:, 2:-2, 2:-2, 2:-2], (2, 2, 2))
+    assert box.nbytes == read.nbytes + padded.nbytes + mask.nbytes
+    whole = voxel_boxes.VoxelBox(read, None, read[:, :], (0, 0, 0))
+    assert whole.nbytes == read.nbytes
 
 
 def test_the_number_of_spans_does_not_matter(data, stored, tmp_path, monkeypatch):
@@ -112,8 +134,9 @@ def test_the_number_of_spans_does_not_matter(data, stored, tmp_path, monkeypatch
         np.testing.assert_allclose(read(tmp_path / f"{most}"), expected, rtol=1e-12, atol=1e-9)
 
 
-def test_workers_threads_and_shares_write_the_same_bytes(stored, tmp_path, client, monkeypatch):
-    how = {"chunks": CHUNKS, "patch_radius": 1}
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_workers_threads_and_shares_write_the_same_bytes(stored, tmp_path, client, monkeypatch, dtype):
+    how = {"chunks": CHUNKS, "patch_radius": 1, "out_dtype": dtype}
     patch2self(stored, BVALS, destination=tmp_path / "threads", **how)
     expected = tree_hash(tmp_path / "threads")
     patch2self(stored, BVALS, destination=tmp_path / "workers", client=client, **how)
@@ -153,7 +176,7 @@ def run(stored, destination, how, fail_at=""):
     ["recorded:2", "recorded:20", "recorded:37", "written:3", "read-back:4", "marked"],
 )
 def test_killed_in_either_pass_and_resumed(stored, tmp_path, fail_at):
-    how = {"chunks": CHUNKS}
+    how = {"chunks": CHUNKS, "out_dtype": "float32"}
     patch2self(stored, BVALS, destination=tmp_path / "whole", **how)
     status, said = run(stored, tmp_path / "killed", how, fail_at)
     assert status == -signal.SIGKILL, said

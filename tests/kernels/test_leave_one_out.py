@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denoizarr.kernels.leave_one_out import leave_one_out, weighted_sums
+from denoizarr.kernels.leave_one_out import Predictor, leave_one_out
 from denoizarr.kernels.scatter import scatter_of
 
 
@@ -27,7 +27,7 @@ def one_by_one(rows, p, penalty=0.0):
 
 def predictions(rows, p, **how):
     found = leave_one_out(scatter_of(rows), p, **how)
-    return weighted_sums(rows, found.weights) + found.intercepts[:, None], found
+    return Predictor(found.weights, found.intercepts).sums(rows) + found.intercepts[:, None], found
 
 
 @given(st.integers(3, 9), st.sampled_from([1, 3]), st.integers(0, 50))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from typing import Annotated, Any
 
@@ -87,11 +88,13 @@ def patch2self(
         raise typer.BadParameter("goes with --cluster local", param_hint="--workers")
     if share is not None and cluster is not None:
         raise typer.BadParameter("a share is run by this process alone", param_hint="--blocks")
+    if share is not None and report is not None:
+        raise typer.BadParameter("goes with the call that finishes, without --blocks", param_hint="--report")
     radius = ints_of(patch_radius, "--patch-radius") or (0,)
     stored = open_nifti(source) if is_nifti_name(source) else open_image(source)
     # Of another number of axes it is refused below.
     axes = (3, 2) if is_nifti_name(source) else (0, 1)
-    volumes, depth = (stored.shape[i] for i in axes) if len(stored.shape) == 4 else (1, 1)
+    volumes, depth = (stored.shape[i] if len(stored.shape) == 4 else sys.maxsize for i in axes)
     for option, shown, count in (
         ("--report-volume", report_volume, volumes),
         ("--report-slice", report_slice, depth),
@@ -115,7 +118,13 @@ def patch2self(
         values = None if bvals is None else read_bvals(bvals).tolist()
         pages.append(
             write_diffusion_report(
-                image, output, report, bvals=values, volume=report_volume, z=report_slice, title=destination
+                image,
+                output,
+                report,
+                bvals=values,
+                volume=report_volume,
+                z=report_slice,
+                title=destination if is_nifti_name(destination) else None,
             )
         )
 

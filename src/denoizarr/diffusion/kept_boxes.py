@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from .voxel_boxes import VoxelBox
 
 # In all. A larger series is read again for the most part anyway, and memory stays what it was.
-_MOST_BYTES = 512 * 2**20
+MOST_BYTES = 512 * 2**20
 
 
 class KeptBoxes:
@@ -22,7 +22,7 @@ class KeptBoxes:
     """
 
     def __init__(self, room: int) -> None:
-        self._room, self._lock = min(room, _MOST_BYTES), threading.Lock()
+        self._room, self._lock = min(room, MOST_BYTES), threading.Lock()
         self._boxes: dict[int, VoxelBox] = {}
 
     def get(self, block: int, read: Callable[[], VoxelBox], *, last: bool) -> VoxelBox:
@@ -48,15 +48,25 @@ _OF_JOBS: dict[str, KeptBoxes] = {}
 
 @contextmanager
 def boxes_kept(job: str, room: int) -> Iterator[None]:
-    """Let this process keep boxes of a job, named by its folder, inside the block."""
-    _OF_JOBS[job] = KeptBoxes(room)
+    """Let this process keep boxes of a job inside the block, unless it does so already.
+
+    Parameters
+    ----------
+    job : str
+        Names its input and its output: the same for the same boxes only.
+    room : int
+        In bytes.
+    """
+    mine = KeptBoxes(room)
+    kept = _OF_JOBS.setdefault(job, mine)
     try:
         yield
     finally:
-        del _OF_JOBS[job]
+        if kept is mine:
+            del _OF_JOBS[job]
 
 
-def box_of(job: str, block: int, read: Callable[[], VoxelBox], *, last: bool = False) -> VoxelBox:
+def box_of(job: Callable[[], str], block: int, read: Callable[[], VoxelBox], *, last: bool) -> VoxelBox:
     """Return the box of a block: one that was kept, or read now, as everywhere on a cluster."""
-    kept = _OF_JOBS.get(job)
+    kept = _OF_JOBS.get(job()) if _OF_JOBS else None
     return read() if kept is None else kept.get(block, read, last=last)

@@ -49,7 +49,8 @@ def by_way_of_zarr(
         ``denoise(image, url)``.
     overwrite, progress : bool
     then : callable, optional
-        ``then(image, url)``: of what was denoised and what came of it, while both lie in OME-Zarr.
+        ``then(image, url)``: of what was denoised and what came of it, both in OME-Zarr, once the output
+        is where it belongs.
 
     Raises
     ------
@@ -82,10 +83,10 @@ def by_way_of_zarr(
     target = made if to_file else where
     image = as_image(taken if from_file else source)
     summary = denoise(image, target)
-    if then is not None:
-        then(image, target)
     if to_file:
         convert(target, where, overwrite=overwrite, progress=progress)
+    if then is not None:
+        then(image, target)
     _delete(ours)
     if locations.exists(work) and not locations.list_names(work):
         locations.delete_prefix(work)

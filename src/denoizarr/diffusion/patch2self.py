@@ -32,7 +32,7 @@ from denoizarr.stores.images import as_image
 from denoizarr.stores.nifti import bvals_of, check_voxels, is_nifti_name, open_nifti
 
 from .blas_threads import one_blas_thread
-from .kept_boxes import boxes_kept
+from .kept_boxes import MOST_BYTES, boxes_kept
 from .nifti_files import by_way_of_zarr
 from .options import Patch2SelfOptions, options_of
 from .plan import DiffusionPlan, check_matrices, check_radius, output_dtype, plan_patch2self, volume_axis
@@ -44,6 +44,8 @@ from .voxel_boxes import VoxelBox, read_voxels
 _LOG = logging.getLogger(__name__)
 # Parts of an array in memory whose matrices are held until their turn to be merged.
 _PARTS, _WAITING_BYTES = 16, 128 * 2**20
+# A job that was begun with other sums is not gone on with.
+_ARITHMETIC = 2
 # About a second of a core; of a series that takes no more than some, a small part.
 _BATCH_VOXELS, _FEWEST_BATCHES = 32 * 2**20, 32
 
@@ -101,8 +103,8 @@ def patch2self(
     clip_negative_vals : bool
         Negative values become zero; then nothing is shifted.
     shift_intensity : bool
-        Each volume is shifted until its minimum is that of its input. From a store this reads the input
-        once more.
+        Each volume is shifted until its minimum is that of its input. From a store this goes through the
+        input once more: what was read is kept, up to 512 MiB as far as the memory limit leaves them.
     out_dtype : dtype, optional
         The input's by default. Integers are rounded half to even and clipped, never wrapped.
     verbose : bool
@@ -243,6 +245,7 @@ def _of_image(
         "copied": list(spec.groups.copied),
         "mask": None if spec.mask is None else spec.mask.identity,
         "blocks_per_span": spec.blocks_per_span,
+        "arithmetic": _ARITHMETIC,
     }
     job = ImageJob(
         spec.reader,
@@ -259,7 +262,9 @@ def _of_image(
     with ExitStack() as here:
         if client is None:
             here.enter_context(freed_memory_kept())
-            here.enter_context(boxes_kept(spec.folder, threads * planned.spare_bytes))
+            room = min(threads * planned.spare_bytes, MOST_BYTES)
+            _LOG.info("beside them up to %d MiB of what was read is kept in this process", room // 2**20)
+            here.enter_context(boxes_kept(spec.boxes(), room))
         summary = write_image(
             job, overwrite=overwrite, client=client, threads=threads, progress=progress, share=share
         )
@@ -332,28 +337,30 @@ def _in_memory(
 
         counted: list[int] = []
         found = regress(merged(scatters()), groups, options)
-        weights = found.weights_for(dtype)
+        predictor = found.predictor(dtype)
+        kind = predictor.weights.dtype
         # Sums that need not be made twice, where there is room for them.
         sums: NDArray[Any] | None = None
-        if options.shift and weights.itemsize * data.size <= limit:
-            sums = out if dtype == weights.dtype else np.empty(data.shape, weights.dtype)
+        if options.shift and kind.itemsize * data.size <= limit:
+            sums = out if dtype == kind else np.empty(data.shape, kind)
         if options.shift:
 
             def minima(box: Box) -> tuple[Floats, Floats]:
-                return read(box).minima(weights, None if sums is None else _volumes_first(sums, box))
+                return read(box).minima(predictor, None if sums is None else _volumes_first(sums, box))
 
             lowest = np.full((2, n), np.inf)
             for here in pool.map(minima, boxes):
                 lowest = np.minimum(lowest, here)
                 bar.advance()
-            found = found.shifted(lowest[0] - (lowest[1] + found.intercepts))
+            found = found.shifted(lowest[0] - lowest[1])
+            predictor = found.predictor(dtype)
 
         def finish(box: Box) -> None:
             voxels, into, clip = read(box), _volumes_first(out, box), options.clip_negative
             if sums is None:
-                voxels.predict(weights, found.intercepts, into, clip_negative=clip)
+                voxels.predict(predictor, into, clip_negative=clip)
             else:
-                voxels.finish(_volumes_first(sums, box), found.intercepts, into, clip_negative=clip)
+                voxels.finish(_volumes_first(sums, box), predictor.intercepts, into, clip_negative=clip)
 
         for _ in pool.map(finish, boxes):
             bar.advance()

@@ -11,7 +11,7 @@ import safetensors
 import safetensors.numpy
 
 from denoizarr.errors import DegenerateData, MetadataError
-from denoizarr.kernels.leave_one_out import AnyFloats, leave_one_out
+from denoizarr.kernels.leave_one_out import Predictor, leave_one_out
 from denoizarr.kernels.neighbourhoods import n_offsets
 from denoizarr.kernels.scatter import Floats, Scatter
 from denoizarr.stores import locations
@@ -26,7 +26,8 @@ _KEY = "denoizarr"
 # With fewer there is little to predict a volume from (DIPY warns at the same number).
 _FEW_VOLUMES = 10
 _SAME = 1e-12
-# How much larger than a sum its terms may be together; magnitudes whose products float32 holds.
+# How much more than a volume the terms that predict it may vary together; magnitudes whose products
+# float32 holds.
 _MOST_TERMS, _HELD = 16.0, (1e-15, 1e15)
 
 
@@ -44,8 +45,10 @@ class Regressions:
     voxels : int
         From how many the regressions come.
     warnings : tuple of str
+    centre : float64 array (n * p,)
+        Means of the variables; zero for volumes that are kept.
     benign : bool
-        No sum is made of terms that are far larger than itself, or than float32 holds.
+        No volume is predicted by terms that vary far more than itself, and float32 holds them all.
     """
 
     weights: Floats
@@ -53,17 +56,20 @@ class Regressions:
     r_squared: Floats
     voxels: int
     warnings: tuple[str, ...]
-    benign: bool = False
+    centre: Floats
+    benign: bool
 
-    def weights_for(self, dtype: np.dtype[Any]) -> AnyFloats:
-        """Return the weights in the dtype in which an output of this one is summed up.
+    def predictor(self, dtype: np.dtype[Any]) -> Predictor:
+        """Return what predicts into an output of this dtype.
 
-        Float32 takes half the time. It rounds sums as the output itself rounds them where weights and
-        intensities are benign, and is not used elsewhere, nor for integers: they would be rounded twice.
+        In float32 the sums take half the time. They are made so for float32 and float16, where they are
+        benign, and not for integers: those would be rounded twice.
         """
-        if self.benign and dtype.kind == "f" and dtype.itemsize <= 4:
-            return self.weights.astype(np.float32)
-        return self.weights
+        if not self.benign or dtype.kind != "f" or dtype.itemsize > 4:
+            return Predictor(self.weights, self.intercepts)
+        centre = self.centre.astype(np.float32)
+        intercepts = self.intercepts + self.weights @ centre.astype(np.float64)
+        return Predictor(self.weights.astype(np.float32), intercepts, centre)
 
     @property
     def norms(self) -> Floats:
@@ -114,16 +120,25 @@ def regress(total: Scatter, groups: VolumeGroups, options: Patch2SelfOptions) ->
                 f"{found.floored} of {len(variables)} combinations of variables do not vary beyond rounding: "
                 "their scatter was raised to the floor"
             )
+    centre = total.mean.copy()
+    centre.reshape(n, p)[kept] = 0  # or float32 would round what is kept
     return Regressions(
-        weights, intercepts, r_squared, total.count, tuple(warnings), _is_benign(total, weights, p)
+        weights,
+        intercepts,
+        r_squared,
+        total.count,
+        tuple(warnings),
+        centre,
+        _is_benign(total, weights, p),
     )
 
 
 def _is_benign(total: Scatter, weights: Floats, p: int) -> bool:
-    """Tell whether float32 sums are within some 1e-6 of the intensities, as they would be of one term."""
-    size = np.abs(total.mean) + 3 * np.sqrt(np.diagonal(total.scatter) / total.count)
-    terms, whole = np.abs(weights) @ size, size[p // 2 :: p]
-    largest, least = size.max(), size[size > 0].min(initial=np.inf)
+    """Tell whether float32 sums of deviations are within some 1e-6 of each volume's own spread."""
+    spread = np.sqrt(np.diagonal(total.scatter) / total.count)
+    terms, whole = np.abs(weights) @ spread, spread[p // 2 :: p]
+    size = np.abs(total.mean) + spread
+    largest, least = size.max(), spread[spread > 0].min(initial=np.inf)
     return bool((terms <= _MOST_TERMS * whole).all() and largest < _HELD[1] and least > _HELD[0])
 
 
@@ -163,6 +178,7 @@ def write_regressions(url: str, regressions: Regressions) -> str:
         "weights": regressions.weights,
         "intercepts": regressions.intercepts,
         "r_squared": regressions.r_squared,
+        "centre": regressions.centre,
     }
     data = safetensors.numpy.save(tensors, metadata={_KEY: canonical(header)})
     locations.put(url, data)
@@ -192,7 +208,8 @@ def read_regressions(url: str, checksum: str | None = None) -> Regressions:
             tensors["r_squared"],
             int(header["voxels"]),
             tuple(map(str, header["warnings"])),
-            header.get("benign") is True,
+            tensors["centre"],
+            header["benign"] is True,
         )
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
         raise MetadataError("no file of regressions", where=locations.redact(url), got=str(error)) from error

@@ -30,6 +30,7 @@ from denoizarr.images.layout import OutputLayout
 from denoizarr.images.write import Survey
 from denoizarr.kernels.scatter import merged
 from denoizarr.stores import locations
+from denoizarr.stores.records import digest
 from denoizarr.stores.sources import Array, ImageReader
 
 from .blas_threads import one_blas_thread
@@ -92,7 +93,12 @@ class DiffusionSpec:
 
     def read(self, block: int, *, last: bool = False) -> VoxelBox:
         """Return all volumes of a block with its halo; ``last`` where no other pass will ask for them."""
-        return box_of(self.folder, block, partial(self._read, block), last=last)
+        return box_of(self.boxes, block, partial(self._read, block), last=last)
+
+    def boxes(self) -> str:
+        """Return what tells its boxes from those of other jobs."""
+        mask = None if self.mask is None else self.mask.identity
+        return digest([self.folder, self.reader.identity, mask, list(self.options.radius)])
 
     def _read(self, block: int) -> VoxelBox:
         box = self.layout.levels[0].write_units.box(block)
@@ -177,13 +183,11 @@ def conclude_scatter(ledger: Ledger, spec: DiffusionSpec) -> DiffusionSpec:
 def measure_minima(spec: DiffusionSpec, span: int) -> Record:
     """Return the smallest value and prediction of every volume in a span of blocks."""
     known = _regressions(*spec.regressions)
-    weights = known.weights_for(np.dtype(spec.layout.dtype))
+    predictor = known.predictor(np.dtype(spec.layout.dtype))
     lowest = np.full((2, len(known.weights)), np.inf)
     with one_blas_thread():
         for block in spec.blocks_of(span):
-            values, sums = spec.read(block).minima(weights)
-            here = values, sums + known.intercepts
-            lowest = np.minimum(lowest, here)
+            lowest = np.minimum(lowest, spec.read(block).minima(predictor))
     # None where a span has no voxel that counts: JSON knows no infinity.
     return {"minima": [[float(v) if np.isfinite(v) else None for v in row] for row in lowest]}
 
@@ -250,9 +254,7 @@ def predict_block(spec: DiffusionSpec, _block: int, voxels: VoxelBox) -> Array:
     known = _regressions(*spec.regressions)
     out = np.empty(voxels.kept.shape, np.dtype(spec.layout.dtype))
     with one_blas_thread():
-        voxels.predict(
-            known.weights_for(out.dtype), known.intercepts, out, clip_negative=spec.options.clip_negative
-        )
+        voxels.predict(known.predictor(out.dtype), out, clip_negative=spec.options.clip_negative)
     return out
 
 

@@ -4,7 +4,7 @@
 
     box with its halo                 slabs along the first spatial axis, each as rows of a matrix
     0 0 0 0 0 0 0  <- zeros beyond    (n volumes * p offsets, v voxels) of some megabytes: it stays in the
-    . b b b b b .     the image's     cache while it is widened to float64 and multiplied
+    . b b b b b .     the image's     cache while it is widened and multiplied
     . b b b b b .     border, as in
     . b b b b b .     DIPY
 """
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from denoizarr.errors import NonFiniteData
 from denoizarr.geometry.boxes import Box
 from denoizarr.kernels.intensity import cast_intensities
-from denoizarr.kernels.leave_one_out import AnyFloats, weighted_sums
+from denoizarr.kernels.leave_one_out import AnyFloats, Predictor
 from denoizarr.kernels.neighbourhoods import n_offsets, neighbour_rows
 from denoizarr.kernels.scatter import Floats, Scatter, merged, scatter_of
 from denoizarr.stores.sources import Array
@@ -61,7 +61,9 @@ class VoxelBox:
     @property
     def nbytes(self) -> int:
         """What it holds in memory."""
-        own = 0 if np.may_share_memory(self.kept, self.padded) else self.kept.nbytes
+        # A part of what was read holds all of it.
+        read = self.kept.base if isinstance(self.kept.base, np.ndarray) else self.kept
+        own = 0 if np.may_share_memory(read, self.padded) else read.nbytes
         return self.padded.nbytes + own + (0 if self.inside is None else self.inside.nbytes)
 
     def parts(self) -> Iterator[tuple[slice, ...]]:
@@ -83,45 +85,40 @@ class VoxelBox:
             for part, rows in self.slabs()
         )
 
-    def minima(self, weights: AnyFloats, sums: AnyFloats | None = None) -> tuple[Floats, Floats]:
-        """Return each volume's smallest value and smallest weighted sum; infinite where no voxel counts.
+    def minima(self, predictor: Predictor, sums: AnyFloats | None = None) -> tuple[Floats, Floats]:
+        """Return each volume's smallest value and smallest prediction; infinite where no voxel counts.
 
         Parameters
         ----------
-        weights : float32 or float64 array (n, n * p)
-        sums : array of that dtype (n, ...), optional
+        predictor : Predictor
+        sums : array of its weights' dtype (n, ...), optional
             Takes all of the box, to be finished later; may be a view of any order.
         """
-        n = len(weights)
+        n = len(predictor.intercepts)
         lowest, smallest = np.full(n, np.inf), np.full(n, np.inf)
         for part, rows in self.slabs():
             counts = slice(None) if self.inside is None else self.inside[part].reshape(-1)
             values = self.kept[(slice(None), *part)].reshape(n, -1)[:, counts]
             # Of all voxels, as they are predicted: what is the minimum here is so to the last bit there.
-            here = (
-                weighted_sums(rows, weights)
-                if sums is None
-                else _summed(rows, weights, sums[(slice(None), *part)])
-            )
+            here = _summed(rows, predictor, None if sums is None else sums[(slice(None), *part)])
             if values.shape[1]:
                 lowest = np.minimum(lowest, _smallest(values))
                 smallest = np.minimum(smallest, _smallest(here[:, counts]))
-        return lowest, smallest
+        return lowest, smallest + predictor.intercepts
 
-    def predict(self, weights: AnyFloats, intercepts: Floats, out: Array, *, clip_negative: bool) -> None:
+    def predict(self, predictor: Predictor, out: Array, *, clip_negative: bool) -> None:
         """Fill ``out`` (n, ...) with predictions in its dtype; outside the mask with the input.
 
         Parameters
         ----------
-        weights : float32 or float64 array (n, n * p)
-        intercepts : float64 array (n,)
+        predictor : Predictor
         out : array (n, ...)
             May be a view of any order.
         clip_negative : bool
         """
         for part, rows in self.slabs():
-            sums = weighted_sums(rows, weights).reshape(out[(slice(None), *part)].shape)
-            self._finish(part, sums, intercepts, out, clip_negative)
+            sums = predictor.sums(rows).reshape(out[(slice(None), *part)].shape)
+            self._finish(part, sums, predictor.intercepts, out, clip_negative)
 
     def finish(self, sums: AnyFloats, intercepts: Floats, out: Array, *, clip_negative: bool) -> None:
         """Fill ``out`` as ``predict`` does, from what ``minima`` put into ``sums``, which is changed.
@@ -163,13 +160,14 @@ def _smallest(values: NDArray[Any]) -> NDArray[Any]:
     return lowest
 
 
-def _summed(rows: Array, weights: AnyFloats, into: AnyFloats) -> AnyFloats:
-    """Put weighted sums into (n, ...), directly where it lies in one piece, and return them as (n, v)."""
-    n = len(weights)
-    flat = into.reshape(n, -1)
-    if np.shares_memory(flat, into) and (flat.flags.c_contiguous or flat.flags.f_contiguous):
-        return weighted_sums(rows, weights, flat)
-    found = weighted_sums(rows, weights)
+def _summed(rows: Array, predictor: Predictor, into: AnyFloats | None) -> AnyFloats:
+    """Return weighted sums (n, v), and put them into (n, ...) if it is given."""
+    if into is None:
+        return predictor.sums(rows)
+    flat = into.reshape(len(into), -1)
+    if np.shares_memory(flat, into):
+        return predictor.sums(rows, flat)
+    found = predictor.sums(rows)
     into[...] = found.reshape(into.shape)
     return found
 

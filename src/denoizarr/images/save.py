@@ -25,9 +25,9 @@ from .block_levels import write_with_levels
 from .layout import OutputLayout, plan_layout
 from .write import ImageJob, write_image
 
-# A few seconds of a core, a sixteenth of an image that takes less; but four blocks where there are as many,
-# because only blocks of one batch are read, compressed and written at the same time.
-BATCH_VOXELS, _FEWEST_BATCHES, _FEWEST_BLOCKS = 128 * 2**20, 16, 4
+# A second or two of a core, a sixteenth of an image that takes less; but four blocks of the usual size,
+# because a block is read while the one before is written in the same batch only.
+BATCH_VOXELS, _FEWEST_BATCHES, _FEWEST_BLOCKS = 64 * 2**20, 16, 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -121,6 +121,7 @@ class DenoisedBlock:
 _ModelKey = tuple[str, str, str, Precision, OwnNetwork | None]
 _MODELS: OrderedDict[_ModelKey, Denoiser] = OrderedDict()
 _MODELS_LOCK, _MODELS_KEPT = threading.Lock(), 2
+_LOADING: defaultdict[_ModelKey, threading.Lock] = defaultdict(threading.Lock)
 
 
 def use_model(spec: PredictionSpec, denoiser: Denoiser) -> None:
@@ -131,22 +132,28 @@ def use_model(spec: PredictionSpec, denoiser: Denoiser) -> None:
 
 
 def _model_of(spec: PredictionSpec) -> Denoiser:
-    with _MODELS_LOCK:  # or the first blocks would each load it
-        key = _key_of(spec)
-        if key not in _MODELS:
-            found = Denoiser.load(
-                spec.model_url, network=spec.network, device=spec.device, precision=spec.precision
-            )
-            assert found.digest == spec.model_digest, f"{spec.model_url} changed since the job began"
+    key = _key_of(spec)
+    with _MODELS_LOCK:
+        loading = _LOADING[key]
+    with loading:  # or the first blocks would each load it; other models' do not wait
+        with _MODELS_LOCK:
+            if key in _MODELS:
+                _MODELS.move_to_end(key)
+                return _MODELS[key]
+        found = Denoiser.load(
+            spec.model_url, network=spec.network, device=spec.device, precision=spec.precision
+        )
+        assert found.digest == spec.model_digest, f"{spec.model_url} changed since the job began"
+        with _MODELS_LOCK:
             _keep_model(key, found)
-        _MODELS.move_to_end(key)
-        return _MODELS[key]
+        return found
 
 
 def _keep_model(key: _ModelKey, denoiser: Denoiser) -> None:
     _MODELS[key] = denoiser
     while len(_MODELS) > _MODELS_KEPT:
-        _MODELS.popitem(last=False)
+        forgotten, _ = _MODELS.popitem(last=False)
+        _LOADING.pop(forgotten, None)
 
 
 def _key_of(spec: PredictionSpec) -> _ModelKey:

@@ -14,7 +14,7 @@ that all regressions share one Gram matrix is also in DIPY (pull request 4005).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,28 +99,50 @@ def leave_one_out(total: Scatter, p: int = 1, *, model: Model = "ols", alpha: fl
     return LeaveOneOut(weights, intercepts, r_squared, constant, floored)
 
 
-def weighted_sums(rows: NDArray[np.generic], weights: AnyFloats, out: AnyFloats | None = None) -> AnyFloats:
-    """Return what the weights make of some voxels: the predictions of all volumes less their intercepts.
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictor:
+    """What makes predictions of voxels: ``sums + intercepts``, the sums in the dtype of the weights.
 
-    It is computed in the dtype of the weights.
-
-    Parameters
+    Attributes
     ----------
-    rows : array (n * p, v)
-        Of any real dtype and memory order.
     weights : float32 or float64 array (n, n * p)
-    out : array (n, v), optional
-        Where they go; quickest in the memory order of ``rows``.
-
-    Returns
-    -------
-    array (n, v)
-        In the memory order of ``rows`` without ``out``.
+    intercepts : float64 array (n,)
+    centre : array (n * p,) or None
+        Taken from every variable first: float32 sums of deviations keep what those of large means would lose.
     """
-    wide = rows.astype(weights.dtype, order="K")
-    if wide.flags.f_contiguous:
-        return np.matmul(wide.T, weights.T, out=None if out is None else out.T).T
-    return np.matmul(weights, wide, out=out)
+
+    weights: AnyFloats
+    intercepts: Floats
+    centre: AnyFloats | None = None
+
+    def sums(self, rows: NDArray[np.generic], out: AnyFloats | None = None) -> AnyFloats:
+        """Return the predictions of some voxels less their intercepts.
+
+        Parameters
+        ----------
+        rows : array (n * p, v)
+            Of any real dtype and memory order.
+        out : array (n, v), optional
+            Of the weights' dtype; takes them as well, at once where its order in memory is that of ``rows``.
+
+        Returns
+        -------
+        array (n, v)
+            In the memory order of ``rows``.
+        """
+        wide: NDArray[Any] = rows.astype(self.weights.dtype, order="K")
+        if self.centre is not None:
+            wide -= self.centre[:, None]
+        # The same product with and without ``out``: its last bits depend on the order.
+        if wide.flags.f_contiguous:
+            direct = out.T if out is not None and out.flags.f_contiguous else None
+            found = np.matmul(wide.T, self.weights.T, out=direct).T
+        else:
+            direct = out if out is not None and out.flags.c_contiguous else None
+            found = np.matmul(self.weights, wide, out=direct)
+        if out is not None and direct is None:
+            out[...] = found
+        return found
 
 
 def _least_squares(

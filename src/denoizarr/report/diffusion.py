@@ -98,7 +98,7 @@ def write_diffusion_report(
         before, after, shift, usual if volume is None else volume, z, masked=identity["mask"] is not None
     )
     outliers = outliers_of(found.r_squared, identity["groups"])
-    page = _page(title or str(output), identity, found, values, outliers, shown)
+    page = _page(str(output), title, identity, found, values, outliers, shown)
     where = locations.join(destination)
     locations.put(where, render_page(page).encode("utf-8"))
     return where
@@ -139,6 +139,7 @@ def _slice(
 
 def _page(
     name: str,
+    title: str | None,
     identity: dict[str, Any],
     found: Regressions,
     bvals: Sequence[float],
@@ -165,8 +166,11 @@ def _page(
         Fact("longest weights", _longest(found, taken)),
         Fact("noise taken away, root mean square", f"{np.sqrt((residual[taken] ** 2).mean()):.4g}"),
     ]
+    provenance = [Fact("denoizarr", __version__)]
+    if title is None:  # else what the output came by way of is deleted
+        provenance.append(Fact("regressions", regressions_url(ledger_url(name))))
     return Page(
-        name,
+        title or name,
         f"Patch2Self, {options['model']}, patch radius {tuple(options['radius'])}",
         ["Every volume was predicted from the others of its group: noise, which they do not share, is not."],
         facts,
@@ -179,7 +183,7 @@ def _page(
         ],
         [],
         yaml.safe_dump({"patch2self": options, "kept as they are": identity["copied"]}, sort_keys=False),
-        [Fact("denoizarr", __version__)],
+        provenance,
     )
 
 

@@ -13,6 +13,7 @@ along with the finest, and with a pass over each level as it was before.
 from __future__ import annotations
 
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -148,6 +149,8 @@ def read(settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
 
 
 def convert(settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    import tifffile
+
     import denoizarr
     from denoizarr.engine.freed_memory import one_arena
     from denoizarr.stores import tiff
@@ -165,6 +168,11 @@ def convert(settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
 
     if disk.rate:
         tiff.os.preadv, tiff.os.pread = preadv, pread
+
+    # What is loaded once in a process is not for an image.
+    with tempfile.TemporaryDirectory() as small:
+        tifffile.imwrite(f"{small}/in.tif", np.zeros((64, 64), np.uint16))
+        denoizarr.convert(f"{small}/in.tif", f"{small}/out.ome.zarr")
 
     def work() -> dict[str, Any]:
         for end in ("", ".ledger"):

@@ -24,6 +24,8 @@ Sizes = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete what lies at the destination first.")]
 
+Cluster = Annotated[str | None, typer.Option(help="local, or the address of a scheduler; default: threads.")]
+Workers = Annotated[int | None, typer.Option(help="With --cluster local: processes; default: one per core.")]
 Blocks = Annotated[
     str | None,
     typer.Option(

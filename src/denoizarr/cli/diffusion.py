@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .app import Blocks, Debug, Json, Overwrite, app, ints_of, say, told
+from .app import Blocks, Cluster, Debug, Json, Overwrite, Workers, app, ints_of, say, told
 
 
 @app.command()
@@ -58,12 +58,8 @@ def patch2self(
     report_slice: Annotated[
         int | None, typer.Option(help="Which slice along z it shows; default: the middle one.")
     ] = None,
-    cluster: Annotated[
-        str | None, typer.Option(help="local, or the address of a scheduler; default: threads.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="With --cluster local: processes; default: one per core.")
-    ] = None,
+    cluster: Cluster = None,
+    workers: Workers = None,
     blocks: Blocks = None,
     overwrite: Overwrite = False,
     as_json: Json = False,

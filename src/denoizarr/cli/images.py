@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .app import Blocks, Debug, Json, Overwrite, Sizes, app, ints_of, numbers_of, say, told
+from .app import Blocks, Cluster, Debug, Json, Overwrite, Sizes, Workers, app, ints_of, numbers_of, say, told
 
 
 @app.command()
@@ -75,12 +75,8 @@ def convert(
         ),
     ] = False,
     to: Annotated[str, typer.Option(help="With --each: what they become, ome.zarr or ome.tif.")] = "ome.zarr",
-    cluster: Annotated[
-        str | None, typer.Option(help="local, or the address of a scheduler; default: threads.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="With --cluster local: processes; default: one per core.")
-    ] = None,
+    cluster: Cluster = None,
+    workers: Workers = None,
     blocks: Blocks = None,
     overwrite: Overwrite = False,
     as_json: Json = False,

@@ -8,9 +8,6 @@ from contextlib import contextmanager
 
 from .voxel_boxes import VoxelBox
 
-# In all. A larger series is read again for the most part anyway, and memory stays what it was.
-MOST_BYTES = 512 * 2**20
-
 
 class KeptBoxes:
     """As many boxes of one image as there is room for: the first that come, for each pass begins with these.
@@ -22,7 +19,7 @@ class KeptBoxes:
     """
 
     def __init__(self, room: int) -> None:
-        self._room, self._lock = min(room, MOST_BYTES), threading.Lock()
+        self._room, self._lock = room, threading.Lock()
         self._boxes: dict[int, VoxelBox] = {}
 
     def get(self, block: int, read: Callable[[], VoxelBox], *, last: bool) -> VoxelBox:

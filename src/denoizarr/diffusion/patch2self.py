@@ -32,7 +32,7 @@ from denoizarr.stores.images import as_image
 from denoizarr.stores.nifti import bvals_of, check_voxels, is_nifti_name, open_nifti
 
 from .blas_threads import one_blas_thread
-from .kept_boxes import MOST_BYTES, boxes_kept
+from .kept_boxes import boxes_kept
 from .nifti_files import by_way_of_zarr
 from .options import Patch2SelfOptions, options_of
 from .plan import DiffusionPlan, check_matrices, check_radius, output_dtype, plan_patch2self, volume_axis
@@ -46,6 +46,8 @@ _LOG = logging.getLogger(__name__)
 _PARTS, _WAITING_BYTES = 16, 128 * 2**20
 # A job that was begun with other sums is not gone on with.
 _ARITHMETIC = 2
+# Of what was read, in all. A larger series is read again for the most part anyway.
+_MOST_KEPT_BYTES = 512 * 2**20
 # About a second of a core; of a series that takes no more than some, a small part.
 _BATCH_VOXELS, _FEWEST_BATCHES = 32 * 2**20, 32
 
@@ -262,7 +264,7 @@ def _of_image(
     with ExitStack() as here:
         if client is None:
             here.enter_context(freed_memory_kept())
-            room = min(threads * planned.spare_bytes, MOST_BYTES)
+            room = min(threads * planned.spare_bytes, _MOST_KEPT_BYTES)
             _LOG.info("beside them up to %d MiB of what was read is kept in this process", room // 2**20)
             here.enter_context(boxes_kept(spec.boxes(), room))
         summary = write_image(

@@ -149,14 +149,15 @@ class VoxelBox:
 def _smallest(values: NDArray[Any]) -> NDArray[Any]:
     """Return the smallest of each row of (n, v)."""
     n, v = values.shape
-    whole = v // _AT_ONCE * _AT_ONCE
-    lowest: NDArray[Any] = values[:, max(whole - 1, 0) :].min(axis=1)
-    if not values.flags.f_contiguous or not whole:
+    lowest: NDArray[Any]
+    if not values.flags.f_contiguous or v < _AT_ONCE:
         lowest = values.min(axis=1)
-    else:
-        # Voxel after voxel, numpy would go through n values at a time, which are few.
-        several = values[:, :whole].T.reshape(-1, _AT_ONCE * n).min(axis=0)
-        lowest = np.minimum(several.reshape(_AT_ONCE, n).min(axis=0), lowest)
+        return lowest
+    # Voxel after voxel, numpy would go through n values at a time, which are few.
+    whole = v // _AT_ONCE * _AT_ONCE
+    several = values[:, :whole].T.reshape(-1, _AT_ONCE * n).min(axis=0)
+    lowest = several.reshape(_AT_ONCE, n).min(axis=0)
+    lowest = np.minimum(lowest, values[:, whole - 1 :].min(axis=1))
     return lowest
 
 

@@ -45,7 +45,7 @@ _LOG = logging.getLogger(__name__)
 # Parts of an array in memory whose matrices are held until their turn to be merged.
 _PARTS, _WAITING_BYTES = 16, 128 * 2**20
 # A job that was begun with other sums is not gone on with.
-_ARITHMETIC = 2
+_ARITHMETIC = 3
 # Of what was read, in all. A larger series is read again for the most part anyway.
 _MOST_KEPT_BYTES = 512 * 2**20
 # About a second of a core; of a series that takes no more than some, a small part.
@@ -374,7 +374,7 @@ def _in_memory(
 
 def _volumes_first(data: NDArray[Any], box: Box) -> NDArray[Any]:
     """Return a box of (x, y, z, n) as (n, x, y, z)."""
-    return np.moveaxis(data[box.slices], -1, 0)
+    return data[box.slices].transpose(3, 0, 1, 2)
 
 
 def _scatter_of(voxels: VoxelBox) -> tuple[Scatter, int]:

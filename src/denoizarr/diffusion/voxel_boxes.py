@@ -24,7 +24,7 @@ from denoizarr.geometry.boxes import Box
 from denoizarr.kernels.intensity import cast_intensities
 from denoizarr.kernels.leave_one_out import AnyFloats, Predictor
 from denoizarr.kernels.neighbourhoods import n_offsets, neighbour_rows
-from denoizarr.kernels.scatter import Floats, Scatter, merged, scatter_of
+from denoizarr.kernels.scatter import Floats, Scatter, scatter_of_parts
 from denoizarr.stores.sources import Array
 
 # Rows of a slab, widened: about what a core's caches hold, and enough columns for a matrix product.
@@ -80,8 +80,8 @@ class VoxelBox:
 
     def scatter(self) -> Scatter:
         """Return the scatter of all volumes' neighbourhoods over the voxels that count."""
-        return merged(
-            scatter_of(rows if self.inside is None else rows[:, self.inside[part].reshape(-1)])
+        return scatter_of_parts(
+            (rows if self.inside is None else rows[:, self.inside[part].reshape(-1)])
             for part, rows in self.slabs()
         )
 

@@ -191,6 +191,10 @@ class PermissionDenied(Outage, PermissionError):
     """The store refuses access."""
 
 
+class CredentialsExpired(PermissionDenied):
+    """The store no longer accepts the credentials that it accepted before."""
+
+
 class NoSpace(Outage, OSError):
     """The disk or quota is full."""
 

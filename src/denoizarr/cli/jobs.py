@@ -87,9 +87,10 @@ def run(
     Example: `denoizarr run job.yaml`
     """
     from denoizarr.pipeline.run import run_pipeline
+    from denoizarr.stores import locations
 
     summary = run_pipeline(job)
-    report = Path(summary.destination).parent / "report.html"
+    report = locations.join(locations.parent_of(summary.destination), "report.html")
     say(f"{told(summary)}\nreport {report}", summary.to_json(), as_json)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from denoizarr.geometry.grids import batch_of, ceil_div
+from denoizarr.stores import store_options
 
 from . import failpoints
 from .ledger import Ledger
@@ -69,11 +70,14 @@ def peak_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def run_batch(step: Step, ledger: Ledger | None, batch: int, retries: RetryPolicy) -> Record:
+def run_batch(
+    step: Step, ledger: Ledger | None, batch: int, retries: RetryPolicy, stores: store_options.InUse = ()
+) -> Record:
     """Do one batch where it is called: the blocks in order, then the record. Returns the record.
 
     A block that fails for a passing reason is tried again here, and alone: those before it are done.
     """
+    store_options.take(stores)
     checked = float("-inf")
 
     def persist(work: Callable[[], Any], what: str, *drawn_from: object) -> Any:

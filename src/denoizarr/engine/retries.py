@@ -5,33 +5,18 @@ Ours, and not Dask's: its ``retries`` repeat a ``ValueError`` too, at once, and 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from denoizarr.errors import ClusterLost, DenoizarrError, StoreUnavailable
+from denoizarr.stores.store_errors import PASSING, http_status, is_busy, may_pass
 
 _LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
-
-# What a network or a network file system says while it is away; NFS says ESTALE of a file that was replaced.
-_PASSING = frozenset(
-    getattr(errno, name)
-    for name in (
-        *("ESTALE", "EIO", "EAGAIN", "EBUSY", "EINTR", "ETIMEDOUT", "EPIPE", "EREMOTEIO", "ENOTCONN"),
-        *("ECONNRESET", "ECONNREFUSED", "ECONNABORTED", "ESHUTDOWN", "ENETDOWN", "ENETUNREACH", "ENETRESET"),
-        *("EHOSTDOWN", "EHOSTUNREACH", "ENFILE", "EMFILE", "ENOLCK", "ECOMM"),
-    )
-    if hasattr(errno, name)
-)
-_BUSY_STATUSES = frozenset({408, 425, 429})
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
-_HTTP_STATUS = re.compile(r"\b(?:status|HTTP(?:/[\d.]+)?)\D{0,12}([45]\d\d)\b|\b(4\d\d|5\d\d) [A-Z][a-z]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,45 +61,16 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, ClusterLost):
         return False  # the driver's to say, and never a block's
     if isinstance(error, StoreUnavailable):
-        return _may_pass(error.__cause__ or error)
+        return may_pass(error.__cause__ or error)
     if isinstance(error, DenoizarrError):
         return False
     if isinstance(error, ConnectionError | TimeoutError):
         return True
-    if (status := _http_status(error)) is not None:
-        return _is_busy(status)
+    if (status := http_status(error)) is not None:
+        return is_busy(status)
     if isinstance(error, OSError):
-        return error.errno in _PASSING
-    return type(error).__module__.startswith("obstore") and _may_pass(error)
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Tell it of what a store said, of which text may be all that is left: doubt speaks for another try."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _PASSING
-    if type(error).__module__.startswith("obstore") and type(error).__name__ != "GenericError":
-        return False  # not found, not permitted, not modified, not supported: obstore has a name for each
-    text = str(error)
-    if found := _OS_ERROR.search(text):
-        return int(found[1]) in _PASSING
-    if (status := _http_status(error)) is not None:
-        return _is_busy(status)
-    found = _HTTP_STATUS.search(text)
-    return found is None or _is_busy(int(found[1] or found[2]))
-
-
-def _http_status(error: BaseException) -> int | None:
-    """Return the status that an HTTP library keeps with its error, if one does."""
-    for holder in (error, getattr(error, "response", None)):
-        for name in ("status_code", "status", "code"):
-            value = getattr(holder, name, None)
-            if isinstance(value, int) and 400 <= value < 600:
-                return value
-    return None
-
-
-def _is_busy(status: int) -> bool:
-    return status >= 500 or status in _BUSY_STATUSES
+        return error.errno in PASSING
+    return type(error).__module__.startswith("obstore") and may_pass(error)
 
 
 def retried(

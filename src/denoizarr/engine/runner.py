@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from denoizarr.errors import BlockFailed, Outage, Stopped
+from denoizarr.stores import store_options
 
 from . import failpoints
 from .batches import Record as Record
@@ -113,7 +114,7 @@ def run_step(
     folded = 0
     failures = Failures(step.name, name, n_batches)
     crew = Threads(threads) if client is None else Workers(client, step.name, step.resources)
-    work = partial(run_batch, step, ledger, retries=retries)
+    work = partial(run_batch, step, ledger, retries=retries, stores=store_options.in_use())
     waves = Waves(crew, work, name, Deadlines(deadlines), fetch=ledger is None)
     todo = (batch for batch in mine if not done[batch])
     # Without a ledger there is nothing to save by waiting.

@@ -151,7 +151,7 @@ def plan_conversion(
     if found.extra and (scale is not None or units is not None or axes is not None):
         lost = "the file's own header: another scale, unit or order of axes was asked for"
         found = replace(found, extra={}, changes=(*found.changes, lost))
-    reader, name = found.reader, Path(where).name.split(".")[0]
+    reader, name = found.reader, locations.name_of(where).split(".")[0]
     if where.lower().endswith(SUFFIXES) or is_nifti_name(where):
         refused = [key for key in ("chunks", "shards") if layout.get(key) is not None]
         refused += ["client"] * distributed + ["share"] * shared

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -173,7 +172,7 @@ def _one_by_one(sources: Sequence[str | Path]) -> list[str]:
         if not any(sign in str(source) for sign in "*?[") or locations.exists(source):
             found.append(str(source))
             continue
-        matches = sorted(glob.glob(str(locations.local_path(source))), key=natural_order)  # noqa: PTH207
+        matches = sorted(locations.matching(source), key=natural_order)
         if not matches:
             raise ImageNotFound("no image matches", where=str(source), remedy="check the pattern")
         found += matches
@@ -182,5 +181,5 @@ def _one_by_one(sources: Sequence[str | Path]) -> list[str]:
 
 def _own_names(sources: Sequence[str]) -> tuple[str, ...]:
     """Return a name for every image: its own, numbered where several share one."""
-    stems = (locations.local_path(source).name.split(".")[0] for source in sources)
+    stems = (locations.name_of(source).split(".")[0] for source in sources)
     return locations.distinct(stem or "image" for stem in stems)

@@ -158,16 +158,14 @@ def check_apart(destination: str, sources: Iterable[str]) -> None:
     ----------
     destination : str
     sources : iterable of str
-        Paths of the stores and files that are read.
+        Paths and URLs of the stores and files that are read.
 
     Raises
     ------
     BadRequest
     """
-    there = locations.local_path(destination).resolve()
     for source in sources:
-        here = locations.local_path(source).resolve()
-        if here == there or here in there.parents or there in here.parents:
+        if locations.overlap(source, destination):
             raise BadRequest(
                 "the destination overlaps the input",
                 where=locations.redact(destination),

@@ -358,4 +358,4 @@ class JobConfig(_Section):
 
 
 def _absolute(url: str, base: Path) -> str:
-    return url if "://" in url else str((base / Path(url).expanduser()).absolute())
+    return locations.absolute(url, base)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import xarray as xr
@@ -121,9 +120,7 @@ def _sources(settings: dict[str, Any]) -> list[str]:
     found: list[str] = []
     for url in [urls] if isinstance(urls, str) else [str(url) for url in urls]:
         if any(sign in url for sign in "*?[") and not locations.exists(url):
-            pattern = locations.local_path(url)
-            matches = Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
-            found += sorted(str(path) for path in matches) or [url]
+            found += locations.matching(url) or [url]
         else:
             found.append(url)
     return found

@@ -168,7 +168,7 @@ def _named(folder: RunFolder, record: str) -> str:
 def _page(
     folder: RunFolder, pairs: list[ImagePair], findings: Findings | None, sections: list[Section]
 ) -> Page:
-    name = pairs[0].name if pairs else Path(folder.url).name
+    name = pairs[0].name if pairs else locations.name_of(folder.url)
     if len(pairs) > 1:
         name = f"{name} and {words.plural(len(pairs) - 1, 'more image')}"
     return Page(

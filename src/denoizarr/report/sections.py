@@ -6,7 +6,6 @@ import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from matplotlib.figure import Figure
@@ -204,11 +203,11 @@ def _samples(stage: Stage) -> list[Picture]:
     """Return the pictures that training left: after the first epoch and after the last."""
     return [
         Picture(
-            f"samples_{stage.name}_{Path(url).stem}",
+            f"samples_{stage.name}_{name}",
             locations.get(url),
-            f"{stage.title}: patches and what the network made of them, {Path(url).stem}.",
+            f"{stage.title}: patches and what the network made of them, {name}.",
         )
-        for url in stage.samples
+        for url, name in ((url, locations.name_of(url).split(".")[0]) for url in stage.samples)
     ]
 
 

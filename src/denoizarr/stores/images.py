@@ -7,7 +7,6 @@ anything else is computed from its own graph.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -30,12 +29,13 @@ from denoizarr.errors import BadRequest, DegenerateData, ImageNotFound
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import round_up
 
-from . import locations
+from . import locations, store_options
 from .ome_zarr import DIMS, OmeImage, read_ome
 from .periodic import PeriodicSource, WaveTable, corrected_reader, open_periodic
 from .records import digest
 from .sources import Array, Carried, ImageReader, ImageSource, open_source, reader_of_array
 from .strict import Missing, StrictStore, guard_frames
+from .zarr_stores import BucketStore
 
 ImageLike: TypeAlias = "str | Path | zarr.Array[Any] | xr.DataArray | da.Array | np.ndarray[Any, Any]"
 
@@ -54,7 +54,7 @@ class _Voxels:
         self.shape, self.dtype, self.ndim = reader.shape, reader.dtype, len(reader.shape)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _voxels_of, (Carried(self.reader),)
+        return _voxels_of, (Carried(self.reader), store_options.in_use())
 
     def __getitem__(self, index: tuple[slice | int, ...]) -> Array:
         """Read what basic indexing asks for: Dask merges ints and strides into the read of a chunk."""
@@ -87,7 +87,8 @@ _HELD: WeakValueDictionary[str, _Voxels] = WeakValueDictionary()
 _STORE_NAMES: dict[int, str] = {}
 
 
-def _voxels_of(carried: Carried) -> _Voxels:
+def _voxels_of(carried: Carried, stores: store_options.InUse) -> _Voxels:
+    store_options.take(stores)
     return _Voxels(carried.reader)
 
 
@@ -112,7 +113,8 @@ def open_image(
     axes : str or sequence of str, optional
         Axis names of a plain array in stored order, such as "zyx".
     storage_options : dict, optional
-        Reserved for object stores; refused where it is not empty.
+        How the bucket is reached, from now on in this process: the fields of ``StoreOptions``, such as
+        ``endpoint``, ``region``, ``anonymous``. Never credentials.
 
     Returns
     -------
@@ -127,10 +129,7 @@ def open_image(
     if missing not in ("error", "fill"):
         raise BadRequest("unknown rule for missing chunks", got=repr(missing), expected='"error" or "fill"')
     if storage_options:
-        raise BadRequest(
-            "storage_options are for object stores, which this version does not read",
-            got=list(storage_options),
-        )
+        store_options.use(str(url), store_options.options_from(storage_options))
     where = locations.join(url)
     if not locations.exists(where):
         raise ImageNotFound("no image here", where=locations.redact(str(url)), remedy="check the path")
@@ -170,7 +169,7 @@ def _image_of(source: ImageSource, ome: OmeImage | None, level: int) -> xr.DataA
     image = _lazy(_Voxels(reader), _PREFIX + digest([reader.identity, source.missing, source.stored_dims]))
     scale, translation, units = _transform(ome, level)
     named = _data_array(image, source.dims, scale, translation, units).rename(
-        Path(source.url).name.split(".")[0]
+        locations.name_of(source.url).split(".")[0]
     )
     coords = {d: named.coords[d].values for d in source.dims}
     _OPENED[image.name] = _Opened(source, reader, image, coords)
@@ -338,6 +337,8 @@ def _from_zarr(array: zarr.Array[Any], names: tuple[str, ...]) -> xr.DataArray:
     root = array.store
     if isinstance(root, ZarrLocalStore):
         return _image_of(ImageSource(str(root.root), array.path, names), None, 0)
+    if isinstance(root, BucketStore):
+        return _image_of(ImageSource(root.url, array.path, names), None, 0)
     if isinstance(root, ObjectStore) and isinstance(root.store, LocalStore) and root.store.prefix:
         return _image_of(ImageSource(str(root.store.prefix), array.path, names), None, 0)
     # A store that only this process holds (memory, a wrapper): readable here, and not elsewhere.
@@ -372,7 +373,7 @@ def as_images(
         The glob matches nothing, or the list is empty.
     """
     if isinstance(data, str) and any(sign in data for sign in "*?[") and not locations.exists(data):
-        found = sorted(glob.glob(str(locations.local_path(data))))  # noqa: PTH207  (an absolute pattern)
+        found = locations.matching(data)
         if not found:
             raise ImageNotFound("no image matches", where=data, remedy="check the pattern")
         return [as_image(name, axes, level=level, missing=missing) for name in found]

@@ -13,10 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import obstore
 import safetensors
 import safetensors.torch
 import torch
@@ -107,22 +105,18 @@ def read_tensors(where: str) -> tuple[dict[str, Any], Weights]:
 
 
 def _head(where: str) -> tuple[int, bytes]:
-    path = Path(locations.local_path(where))
-    with locations.translated(where):
-        store = locations.object_store(path.parent)
-        size = int(obstore.head(store, path.name)["size"])
-        if size < 8:
-            raise ModelError("not a whole file of this package", where=where, got=f"{size} bytes")
-        claimed = int.from_bytes(bytes(obstore.get_range(store, path.name, start=0, length=8)), "little")
-        if size > _LARGEST_FILE_BYTES or claimed > min(size - 8, _LARGEST_HEAD_BYTES):
-            raise ModelError(
-                "not a file of this package: its size is out of range",
-                where=where,
-                got=f"{size} bytes with a head of {claimed}",
-                expected=f"at most {_LARGEST_FILE_BYTES} with one of {min(size - 8, _LARGEST_HEAD_BYTES)}",
-            )
-        head = bytes(obstore.get_range(store, path.name, start=8, length=claimed)) if claimed else b""
-    return size, head
+    size = locations.size(where)
+    if size < 8:
+        raise ModelError("not a whole file of this package", where=where, got=f"{size} bytes")
+    claimed = int.from_bytes(locations.get_range(where, 0, 8), "little")
+    if size > _LARGEST_FILE_BYTES or claimed > min(size - 8, _LARGEST_HEAD_BYTES):
+        raise ModelError(
+            "not a file of this package: its size is out of range",
+            where=where,
+            got=f"{size} bytes with a head of {claimed}",
+            expected=f"at most {_LARGEST_FILE_BYTES} with one of {min(size - 8, _LARGEST_HEAD_BYTES)}",
+        )
+    return size, locations.get_range(where, 8, claimed)
 
 
 def _announced(entry: Mapping[str, Any]) -> Tensor:

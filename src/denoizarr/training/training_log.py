@@ -92,6 +92,8 @@ def _event_writer(where: str | Path, history: Sequence[Row]) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
+    if locations.is_remote(where):
+        return None  # events are appended to, which no bucket does
     path = locations.local_path(where)
     # Epochs that a killed run logged and did not keep are drawn no more.
     purged = int(history[-1]["step"]) + 1 if history else 0

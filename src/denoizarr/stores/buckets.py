@@ -1,0 +1,278 @@
+"""Objects in buckets and on web servers: what ``locations`` does on disks, done remotely.
+
+There are no folders: a name is taken for one where keys begin with it. What was put is seen at once by
+whoever asks for it by its name; a listing is believed only where nothing is lost by it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from typing import Any
+
+import obstore
+
+from denoizarr.errors import ImageNotFound, PermissionDenied, UnsupportedStore
+
+from .attempts import ShortAnswerError, attempt
+from .backends import RemoteStore, open_store
+from .store_options import StoreOptions, options_of
+from .urls import is_read_only, join, redact, split_remote
+
+# A web server cannot say what lies below a URL; a Zarr hierarchy has one of these.
+_HIERARCHY = ("zarr.json", ".zgroup", ".zarray")
+# In one request up to here: parts of their own cost two more, and help only where one put takes long.
+WHOLE_BYTES = 64 * 2**20
+_DELETED_AT_ONCE = 1000
+
+
+class _Place:
+    """A URL, taken apart and opened."""
+
+    def __init__(self, url: str) -> None:
+        self.url = redact(url)
+        self.root, self.key = split_remote(url)
+        self.options: StoreOptions = options_of(self.root)
+        self.store: RemoteStore = open_store(self.root, self.options)
+
+    def ask(self, call: Any) -> Any:
+        """Make a request of it."""
+        return attempt(self.url, self.options, call)
+
+
+def refuse_read_only(url: str) -> None:
+    """Refuse to write to a web server before anything is done."""
+    if is_read_only(url):
+        raise UnsupportedStore(
+            "web servers are read only",
+            where=redact(url),
+            expected="a path, s3://, gs:// or az://",
+            remedy="choose another destination",
+        )
+
+
+def get(url: str, start: int | None = None, length: int = 0) -> bytes:
+    """Return an object's bytes, or some of them."""
+    place = _Place(url)
+    if start is None:
+        return bytes(place.ask(lambda: whole_body(obstore.get(place.store, place.key))))
+    if not length:
+        return b""
+
+    def some() -> bytes:
+        found = bytes(obstore.get_range(place.store, place.key, start=start, length=length))
+        if len(found) < length:
+            raise ShortAnswerError(f"{len(found)} of {length} bytes")
+        return found
+
+    return bytes(place.ask(some))
+
+
+def whole_body(found: Any) -> Any:
+    """Return the body of an answer once it is all there."""
+    body = found.bytes()
+    start, stop = found.range
+    if len(body) != stop - start:
+        raise ShortAnswerError(f"{len(body)} of {stop - start} bytes")
+    return body
+
+
+def put(url: str, data: bytes) -> None:
+    """Write an object, replacing it whole."""
+    refuse_read_only(url)
+    place = _Place(url)
+    place.ask(
+        lambda: obstore.put(place.store, place.key, data, use_multipart=None if _is_large(data) else False)
+    )
+
+
+def _is_large(data: bytes) -> bool:
+    return len(data) > WHOLE_BYTES
+
+
+def create(url: str, data: bytes) -> bool:
+    """Write an object if it is absent; tell whether this call wrote it.
+
+    Where an answer was lost the next try finds the object there: it is this call's if it has its bytes, which
+    is why whoever must know the winner writes who it is.
+    """
+    refuse_read_only(url)
+    place, tries = _Place(url), 0
+
+    def try_once() -> bool:
+        nonlocal tries
+        tries += 1
+        try:
+            obstore.put(place.store, place.key, data, mode="create", use_multipart=False)
+        except (FileExistsError, obstore.exceptions.AlreadyExistsError):
+            return False
+        return True
+
+    if place.ask(try_once):
+        return True
+    return tries > 1 and get(url) == data
+
+
+def replace(url: str, old: bytes, new: bytes) -> bool:
+    """Write an object in place of what it was; tell whether it is now what this call would have it be.
+
+    Nothing is written where it is another by now.
+    """
+    refuse_read_only(url)
+    place = _Place(url)
+    found = place.ask(lambda: _body_and_tag(place))
+    if found[0] != old:
+        return bool(found[0] == new)
+
+    def try_once() -> bool:
+        try:
+            mode: Any = {"e_tag": found[1]}
+            obstore.put(place.store, place.key, new, mode=mode, use_multipart=False)
+        except obstore.exceptions.PreconditionError:
+            return False
+        return True
+
+    # Refused after an answer that was lost, it may be this very call that has changed it.
+    return bool(place.ask(try_once)) or get(url) == new
+
+
+def _body_and_tag(place: _Place) -> tuple[bytes, str | None]:
+    found = obstore.get(place.store, place.key)
+    return bytes(whole_body(found)), found.meta["e_tag"]
+
+
+def size(url: str) -> int | None:
+    """Return an object's size in bytes; None where there is none."""
+    place = _Place(url)
+    if not place.key:
+        return None
+    try:
+        return int(place.ask(lambda: obstore.head(place.store, place.key))["size"])
+    except ImageNotFound:
+        return None
+
+
+def exists(url: str) -> bool:
+    """Tell whether an object lies there, or anything below."""
+    if is_read_only(url):
+        return any(size(join(url, name)) is not None for name in _HIERARCHY) or size(url) is not None
+    # What is asked for most has metadata: that is not left to a listing.
+    if any(size(join(url, name)) is not None for name in _HIERARCHY[:2]) or size(url) is not None:
+        return True
+    return next(_entries(url, at_most=1), None) is not None
+
+
+def is_file(url: str) -> bool:
+    """Tell whether a single object lies there."""
+    if is_read_only(url) and any(size(join(url, name)) is not None for name in _HIERARCHY):
+        return False  # servers answer for folders too
+    return size(url) is not None
+
+
+def sizes_of(url: str, names: Sequence[str]) -> list[int]:
+    """Return the sizes of objects right below a URL; 0 for none. Each is asked for by its name."""
+    place = _Place(url)
+    with ThreadPoolExecutor(place.options.concurrency) as pool:
+        return list(pool.map(lambda name: size(join(url, name)) or 0, names))
+
+
+def _entries(url: str, at_most: int = 1000) -> Iterator[dict[str, Any]]:
+    """Yield what a listing says of all objects below a URL."""
+    if is_read_only(url):
+        raise UnsupportedStore("web servers do not list what they have", where=redact(url))
+    place = _Place(url)
+    prefix = f"{place.key}/" if place.key else None
+    batches = place.ask(lambda: iter(obstore.list(place.store, prefix, chunk_size=at_most)))
+    while (batch := place.ask(lambda: next(batches, None))) is not None:
+        yield from batch
+
+
+def listed(url: str) -> list[dict[str, Any]]:
+    """Return path below the URL, size, and time of all objects below it."""
+    place = _Place(url)
+    cut = len(place.key) + 1 if place.key else 0
+
+    def whole() -> list[dict[str, Any]]:
+        # From its beginning after a failure: a listing cannot be gone on with.
+        prefix = f"{place.key}/" if place.key else None
+        return [
+            {**entry, "path": entry["path"][cut:]}
+            for batch in obstore.list(place.store, prefix)
+            for entry in batch
+        ]
+
+    if is_read_only(url):
+        raise UnsupportedStore("web servers do not list what they have", where=redact(url))
+    return list(place.ask(whole))
+
+
+def list_names(url: str) -> list[str]:
+    """Return the names right below a URL, sorted."""
+    objects, folders = _right_below(url)
+    return sorted([*(name for name, _ in objects), *folders])
+
+
+def _right_below(url: str) -> tuple[list[tuple[str, Any]], list[str]]:
+    if is_read_only(url):
+        raise UnsupportedStore("web servers do not list what they have", where=redact(url))
+    place = _Place(url)
+    prefix = f"{place.key}/" if place.key else None
+    found = place.ask(lambda: obstore.list_with_delimiter(place.store, prefix))
+    cut = len(place.key) + 1 if place.key else 0
+    objects = [(entry["path"][cut:], entry) for entry in found["objects"]]
+    return objects, [prefix[cut:].rstrip("/") for prefix in found["common_prefixes"]]
+
+
+def written_at(url: str) -> dict[str, float]:
+    """Return when each object right below a URL was written, in seconds since 1970."""
+    return {name: entry["last_modified"].timestamp() for name, entry in _right_below(url)[0]}
+
+
+def delete(url: str) -> None:
+    """Delete one object; nothing happens where there is none."""
+    refuse_read_only(url)
+    place = _Place(url)
+
+    def try_once() -> None:
+        try:
+            obstore.delete(place.store, place.key)
+        except FileNotFoundError as error:
+            if "NoSuchBucket" in str(error):
+                raise
+
+    place.ask(try_once)
+
+
+def delete_prefix(url: str) -> None:
+    """Delete an object and all below it."""
+    refuse_read_only(url)
+    place = _Place(url)
+    if not place.key:
+        raise PermissionDenied(
+            "a whole bucket is not ours to delete", where=place.url, remedy="choose a prefix in it"
+        )
+    delete(url)
+    keys = [f"{place.key}/{entry['path']}" for entry in listed(url)]
+    for first in range(0, len(keys), _DELETED_AT_ONCE):
+        some = keys[first : first + _DELETED_AT_ONCE]
+        place.ask(lambda some=some: obstore.delete(place.store, some))
+
+
+def matching(pattern: str) -> list[str]:
+    """Return what a URL with ``*``, ``?`` or ``[...]`` in its key stands for, sorted."""
+    root, key = split_remote(pattern)
+    found = [root]
+    for part in key.split("/"):
+        if any(sign in part for sign in "*?["):
+            below = ((url, list_names(url)) for url in found)
+            found = list(
+                chain.from_iterable(
+                    (join(url, name) for name in names if fnmatch.fnmatchcase(name, part))
+                    for url, names in below
+                )
+            )
+        else:
+            found = [join(url, part) for url in found]
+    return sorted(found)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from denoizarr.geometry.grids import batch_of, ceil_div
-from denoizarr.stores import store_options
+from denoizarr.stores import attempts, store_options
 
 from . import failpoints
 from .ledger import Ledger
@@ -94,6 +94,7 @@ def run_batch(
         # A twin, or another driver of the same job, was faster: nothing is written twice.
         return {"batch": batch}
     started = time.monotonic()
+    attempts.take_counts()
     blocks = batch_of(batch, step.n_blocks, step.blocks_per_batch)
     if isinstance(step.task, Stages):
         results = overlapped(step.task, step.spec, blocks, persist)
@@ -106,6 +107,9 @@ def run_batch(
         "seconds": round(time.monotonic() - started, 3),
         "peak_bytes": peak_bytes(),
     }
+    requests, again = attempts.take_counts()
+    if requests:
+        record |= {"requests": requests, "retries": again}
     if ledger is not None:
         persist(lambda: ledger.put(step.name, batch, record), f"record {batch}")
         failpoints.reach("recorded")

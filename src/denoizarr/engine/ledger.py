@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from denoizarr.errors import ImageNotFound, LedgerMismatch, MetadataError
+from denoizarr.errors import ImageNotFound, LedgerMismatch, MetadataError, UnsupportedStore
 from denoizarr.stores import locations, records
 
 from . import failpoints
@@ -63,6 +63,13 @@ class Ledger:
         body = _body(identity)
         key = locations.join(url, "job.json")
         if records.create_json(key, body):
+            if not locations.keeps_first(key):
+                raise UnsupportedStore(
+                    "this store overwrites what is to be put only where nothing is",
+                    where=locations.redact(url),
+                    expected="conditional puts (If-None-Match)",
+                    remedy="choose another store, or a newer version of its server",
+                )
             # Without it no record vouches for anything.
             locations.make_durable(key)
         else:

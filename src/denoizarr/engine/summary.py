@@ -29,6 +29,8 @@ class RunSummary:
         Largest resident memory of a process that did blocks.
     blocks_in_smaller_tiles : int
         Blocks for which memory was too short, and that were computed once more in tiles of half the sides.
+    requests, retries : int
+        To object stores, of the blocks done; how many of them were made once more. 0 where all is on disks.
     """
 
     destination: str
@@ -41,6 +43,8 @@ class RunSummary:
     seconds: float = 0.0
     peak_bytes: int = 0
     blocks_in_smaller_tiles: int = 0
+    requests: int = 0
+    retries: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as JSON-able data."""
@@ -52,6 +56,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._total = self._skipped = self._peak_bytes = self._in_smaller_tiles = 0
+        self._requests = self._retries = 0
         self._missing_chunks: set[str] = set()
 
     def add(self, record: Record) -> None:
@@ -60,6 +65,9 @@ class Tally:
         self._total += blocks
         self._skipped += blocks if record.get("skipped", False) else 0
         self._peak_bytes = max(self._peak_bytes, int(record.get("peak_bytes", 0)))
+        if not record.get("skipped", False):
+            self._requests += int(record.get("requests", 0))
+            self._retries += int(record.get("retries", 0))
         if isinstance(record["results"], list):
             for result in record["results"]:
                 # Neighbours read the same chunks.
@@ -78,6 +86,8 @@ class Tally:
             seconds=round(seconds, 3),
             peak_bytes=self._peak_bytes,
             blocks_in_smaller_tiles=self._in_smaller_tiles,
+            requests=self._requests,
+            retries=self._retries,
         )
 
 
@@ -93,6 +103,8 @@ def added(destination: str, summaries: Sequence[RunSummary]) -> RunSummary:
         seconds=round(sum(s.seconds for s in summaries), 3),
         peak_bytes=max((s.peak_bytes for s in summaries), default=0),
         blocks_in_smaller_tiles=sum(s.blocks_in_smaller_tiles for s in summaries),
+        requests=sum(s.requests for s in summaries),
+        retries=sum(s.retries for s in summaries),
     )
 
 

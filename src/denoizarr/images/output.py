@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,7 @@ from denoizarr.errors import (
     MisalignedGrid,
     NotOmeZarr,
     OutputExists,
+    OutputLocked,
 )
 from denoizarr.geometry.boxes import Box
 from denoizarr.stores import locations, records
@@ -177,18 +179,30 @@ def check_apart(destination: str, sources: Iterable[str]) -> None:
 def reopen_output(layout: OutputLayout, ledger: Ledger, steps: Sequence[Step]) -> None:
     """Mark a complete output incomplete again if some of its batches are to be redone."""
     if is_complete(layout.url) and not all(is_done(step, ledger) for step in steps):
-        group = _group_of(layout)
-        with locations.translated(layout.url):
-            group.update_attributes({STATE: "incomplete"})
+        _mark(layout, {STATE: "incomplete"})
 
 
 def finish_output(layout: OutputLayout) -> None:
     """Mark the output complete, with its display windows: one small write, after everything else."""
-    group = _group_of(layout)
-    with locations.translated(layout.url):
-        if group.attrs.get(STATE) != "complete":
-            shown = ome_attributes(replace(layout.ome, omero=with_windows(layout)))
-            group.update_attributes({**shown, STATE: "complete"})
+    if not is_complete(layout.url):
+        shown = ome_attributes(replace(layout.ome, omero=with_windows(layout)))
+        _mark(layout, {**shown, STATE: "complete"})
+
+
+def _mark(layout: OutputLayout, attributes: dict[str, Any]) -> None:
+    """Change the image's attributes; not those that another driver has changed meanwhile."""
+    name = "zarr.json" if layout.ome_version == "0.5" else ".zattrs"
+    key = locations.join(layout.url, name)
+    old = locations.get(key)
+    body = json.loads(old)
+    inside = body["attributes"] if layout.ome_version == "0.5" else body
+    inside |= attributes
+    if not locations.replace(key, old, json.dumps(body, indent=2).encode()):
+        raise OutputLocked(
+            "the image was changed while it was marked",
+            where=locations.redact(key),
+            remedy="see that no other job writes it, and run this one again",
+        )
 
 
 def is_complete(url: str) -> bool:

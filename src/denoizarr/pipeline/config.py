@@ -10,7 +10,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from denoizarr.errors import ConfigError, ImageNotFound
-from denoizarr.stores import locations
+from denoizarr.stores import locations, store_options
+from denoizarr.stores.store_options import StoreOptions
 from denoizarr.training.structure import StructuralNoiseExtractor, method_of
 
 from .config_errors import as_config_error, yaml_problem
@@ -43,12 +44,12 @@ class InputSettings(_Section):
         """The URLs as given, globs unexpanded."""
         return self.urls or ((self.url,) if self.url is not None else ())
 
-    def resolved(self, base: Path) -> InputSettings:
+    def resolved(self, base: str | Path) -> InputSettings:
         """Return the same with absolute paths, counted from ``base``."""
         return self.model_copy(
             update={
-                "url": None if self.url is None else _absolute(self.url, base),
-                "urls": self.urls and tuple(_absolute(url, base) for url in self.urls),
+                "url": None if self.url is None else locations.absolute(self.url, base),
+                "urls": self.urls and tuple(locations.absolute(url, base) for url in self.urls),
             }
         )
 
@@ -234,6 +235,50 @@ class ClusterJobSettings(_Section):
         return self
 
 
+class BucketSettings(_Section):
+    """How a bucket is reached: see :class:`denoizarr.stores.store_options.StoreOptions`. Never a secret."""
+
+    endpoint: str | None = None
+    region: str | None = None
+    anonymous: bool = False
+    requester_pays: bool = False
+    profile: str | None = None
+    encryption: Literal["AES256", "aws:kms", "aws:kms:dsse", "customer"] | None = None
+    kms_key: str | None = None
+    customer_key_variable: str | None = None
+    allow_http: bool = False
+    connect_seconds: Annotated[float, Field(gt=0)] = 10.0
+    request_seconds: Annotated[float, Field(gt=0)] = 120.0
+    tries: Positive = 8
+    first_wait_seconds: Annotated[float, Field(gt=0)] = 0.1
+    total_seconds: Annotated[float, Field(gt=0)] = 180.0
+    concurrency: Positive = 32
+
+    @model_validator(mode="after")
+    def _options_that_fit(self) -> BucketSettings:
+        self.options()
+        return self
+
+    def options(self) -> StoreOptions:
+        """Return the options; ``BadRequest`` where they do not fit each other."""
+        return StoreOptions(**self.model_dump(exclude={"buckets"}))
+
+
+class StorageSettings(BucketSettings):
+    """How all buckets of the job are reached, and ``buckets`` that are reached otherwise, by their URL."""
+
+    buckets: dict[str, BucketSettings] = {}
+
+    @field_validator("buckets")
+    @classmethod
+    def _urls_of_buckets(cls, value: dict[str, BucketSettings]) -> dict[str, BucketSettings]:
+        for url in value:
+            if not locations.is_remote(url):
+                raise ValueError(f"{locations.redact(url)!r} is no bucket: s3://name, gs://name, az://name")
+            locations.join(url)
+        return value
+
+
 class JobConfig(_Section):
     """One whole job. ``input`` and ``output`` alone are a complete job file."""
 
@@ -248,6 +293,7 @@ class JobConfig(_Section):
     stage2: Stage2Settings = Stage2Settings()
     extractor: ExtractorSettings = ExtractorSettings()
     cluster: ClusterJobSettings = ClusterJobSettings()
+    storage: StorageSettings = StorageSettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -288,13 +334,13 @@ class JobConfig(_Section):
             return config
         if isinstance(config, Mapping):
             return cls._validated(dict(config), "job", Path.cwd())
-        path = locations.local_path(config)
-        if path.is_dir():
-            raise ConfigError("a folder, not a job file", where=str(config))
+        where = locations.redact(str(config))
+        if not locations.is_remote(config) and locations.local_path(config).is_dir():
+            raise ConfigError("a folder, not a job file", where=where)
         try:
             text = locations.get(config)
         except ImageNotFound as error:
-            raise ConfigError("no such job file", where=str(config), remedy="check the path") from error
+            raise ConfigError("no such job file", where=where, remedy="check the path") from error
         try:
             data = yaml.safe_load(text.decode("utf-8"))
         except (
@@ -302,45 +348,58 @@ class JobConfig(_Section):
             ValueError,
             RecursionError,
         ) as error:  # a date like 2024-13-45 is a ValueError
-            raise ConfigError(
-                "the job file is not YAML", where=str(config), got=yaml_problem(error)
-            ) from error
+            raise ConfigError("the job file is not YAML", where=where, got=yaml_problem(error)) from error
         if not isinstance(data, dict):
             raise ConfigError(
                 "a job file is a mapping",
-                where=str(config),
+                where=where,
                 got=type(data).__name__,
                 expected="input: and output:",
             )
-        return cls._validated(data, str(config), path.parent)
+        return cls._validated(data, where, locations.parent_of(config))
 
     @classmethod
-    def _validated(cls, data: dict[Any, Any], where: str, base: Path) -> JobConfig:
+    def _validated(cls, data: dict[Any, Any], where: str, base: str | Path) -> JobConfig:
         try:
             job = cls.model_validate(data)
         except ValidationError as error:
             raise as_config_error(error, where, cls) from error
         return job.resolved(base)
 
-    def resolved(self, base: Path) -> JobConfig:
+    def resolved(self, base: str | Path) -> JobConfig:
         """Return the job with every path made absolute, counted from ``base``."""
         mask = self.stage2.mask_file_path
         masks = self.patch_filter.mask
         absolute = (
-            _absolute(masks, base)
+            locations.absolute(masks, base)
             if isinstance(masks, str)
-            else masks and tuple(_absolute(m, base) for m in masks)
+            else masks and tuple(locations.absolute(m, base) for m in masks)
         )
         return self.model_copy(
             update={
                 "patch_filter": self.patch_filter.model_copy(update={"mask": absolute}),
                 "input": self.input.resolved(base),
                 "target": None if self.target is None else self.target.resolved(base),
-                "output": self.output.model_copy(update={"url": _absolute(self.output.url, base)}),
+                "output": self.output.model_copy(update={"url": locations.absolute(self.output.url, base)}),
                 "stage2": self.stage2.model_copy(
-                    update={"mask_file_path": None if mask is None else _absolute(mask, base)}
+                    update={"mask_file_path": None if mask is None else locations.absolute(mask, base)}
                 ),
             }
+        )
+
+    def reach_stores(self) -> None:
+        """Have the job's buckets reached as it says, in this process and by the tasks that it sends."""
+        if any(map(locations.is_remote, self._urls())):
+            store_options.use(None, self.storage.options())
+            for url, settings in self.storage.buckets.items():
+                store_options.use(url, settings.options())
+
+    def _urls(self) -> tuple[str, ...]:
+        target = () if self.target is None else self.target.sources
+        kernel = self.stage2.mask_file_path
+        return (
+            *(*self.input.sources, self.output.url, *target, *self.patch_filter.masks),
+            *((kernel,) if kernel else ()),
         )
 
     def to_yaml(self) -> str:
@@ -350,12 +409,10 @@ class JobConfig(_Section):
 
     def identity(self) -> dict[str, Any]:
         """Return what of the job decides the bytes of its outputs: all but who does the work, and when."""
-        body = self.model_dump(mode="json", exclude={"cluster": {"kind", "workers", "address"}})
+        body = self.model_dump(
+            mode="json", exclude={"cluster": {"kind", "workers", "address"}, "storage": True}
+        )
         body["output"].pop("url")
         for stage in ("stage1", "stage2"):
             body[stage].pop("checkpoint_minutes")
         return body
-
-
-def _absolute(url: str, base: Path) -> str:
-    return locations.absolute(url, base)

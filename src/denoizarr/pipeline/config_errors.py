@@ -10,7 +10,23 @@ from pydantic import BaseModel, ValidationError
 
 from denoizarr.errors import ConfigError
 
+_LEFT_OUT = "leave it out: credentials come from the environment, from storage.profile or the machine's role"
 _NOT_OF_A_JOB = {
+    **dict.fromkeys(
+        (
+            *(
+                "access_key_id",
+                "secret_access_key",
+                "session_token",
+                "access_key",
+                "secret_key",
+                "account_key",
+            ),
+            *("key", "secret", "token", "password", "sas_token", "credentials", "aws_access_key_id"),
+            *("aws_secret_access_key", "aws_session_token"),
+        ),
+        _LEFT_OUT,
+    ),
     "device": "leave it out: a job takes the GPU by itself where the machine has one, and the CPU where not",
 }
 

@@ -99,6 +99,7 @@ def plan(
         The job file itself is not valid.
     """
     job = JobConfig.load(config)
+    job.reach_stores()
     try:
         checked = check_job(job)
     except (BadRequest, BadData, Unfinished) as error:

@@ -128,7 +128,9 @@ def run_pipeline(config: JobConfig | Mapping[str, Any] | str | Path, *, progress
     """
     started = time.monotonic()
     _refuse_several_processes()
-    checked = check_job(JobConfig.load(config))
+    job = JobConfig.load(config)
+    job.reach_stores()
+    checked = check_job(job)
     ledger = Ledger.claim(ledger_of(checked.job), identity_of(checked))
     with only_driver(ledger.url), _lazy_client(_cluster_of(checked)) as client_of:
         run = _open_run(checked, progress, client_of)

@@ -21,7 +21,7 @@ from .store_options import StoreOptions
 _LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-_FIRST_SECONDS, _LONGEST_SECONDS = 0.1, 10.0
+_LONGEST_SECONDS = 10.0
 _LOCK = threading.Lock()
 
 
@@ -105,7 +105,7 @@ def _waits(options: StoreOptions) -> Iterator[float | None]:
     """Yield the wait after each try, exponential with full jitter; None once no more is to be tried."""
     first = time.monotonic()
     for number in range(1, options.tries):
-        wait = random.uniform(0, min(_FIRST_SECONDS * 2**number, _LONGEST_SECONDS))  # noqa: S311  # no secret
+        wait = random.uniform(0, min(options.first_wait_seconds * 2**number, _LONGEST_SECONDS))  # noqa: S311  # no secret
         if time.monotonic() + wait - first > options.total_seconds:
             break
         yield wait

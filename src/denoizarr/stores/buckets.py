@@ -115,6 +115,23 @@ def create(url: str, data: bytes) -> bool:
     return tries > 1 and get(url) == data
 
 
+def keeps_first(url: str) -> bool:
+    """Tell whether the store refuses to put an object once more that is to be put if absent.
+
+    Some services answer to S3's requests and ignore its conditions.
+    """
+    data, place = get(url), _Place(url)
+
+    def try_once() -> bool:
+        try:
+            obstore.put(place.store, place.key, data, mode="create", use_multipart=False)
+        except (FileExistsError, obstore.exceptions.AlreadyExistsError):
+            return True
+        return False
+
+    return bool(place.ask(try_once))
+
+
 def replace(url: str, old: bytes, new: bytes) -> bool:
     """Write an object in place of what it was; tell whether it is now what this call would have it be.
 

@@ -179,6 +179,24 @@ def _create_without_links(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def keeps_first(url: str | Path) -> bool:
+    """Tell whether the store really refuses a second put-if-absent of an object that is there."""
+    return not is_remote(url) or buckets.keeps_first(str(url))
+
+
+def replace(url: str | Path, old: bytes, new: bytes) -> bool:
+    """Write an object in place of what it was; tell whether it now is what this call would have it be.
+
+    In a bucket nothing is written where it is another by now; on a disk two writers may pass each other.
+    """
+    if is_remote(url):
+        return buckets.replace(str(url), old, new)
+    found = get(url)
+    if found == old:
+        put(url, new)
+    return found in (old, new)
+
+
 def exists(url: str | Path) -> bool:
     """Tell whether an object or a folder lies at ``url``."""
     if is_remote(url):

@@ -11,6 +11,7 @@ from denoizarr.errors import BadRequest
 
 from .urls import is_remote, redact, split_remote
 
+_LARGEST = 1e6
 _SECRET_WORDS = ("secret", "password", "token", "access_key", "account_key", "credential", "sas", "private")
 
 
@@ -42,6 +43,9 @@ class StoreOptions:
         Until a request is given up, and tried again.
     tries : int
         Of one request, the first included.
+    first_wait_seconds : float
+        The wait before the second try is drawn from zero to twice this; each further one from twice as much,
+        up to 10 s.
     total_seconds : float
         Between the first failure of a request and its last try.
     concurrency : int
@@ -60,14 +64,13 @@ class StoreOptions:
     connect_seconds: float = 10.0
     request_seconds: float = 120.0
     tries: int = 8
+    first_wait_seconds: float = 0.1
     total_seconds: float = 180.0
     concurrency: int = 32
 
     def __post_init__(self) -> None:
-        for name in ("connect_seconds", "request_seconds", "total_seconds", "tries", "concurrency"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-                raise BadRequest("out of range", where=f"storage.{name}", got=value, expected="above 0")
+        for field in fields(self):
+            _check_type(field.name, str(field.type), getattr(self, field.name))
         kinds = (None, "AES256", "aws:kms", "aws:kms:dsse", "customer")
         if self.encryption not in kinds:
             expected = ", ".join(str(kind) for kind in kinds[1:])
@@ -82,6 +85,18 @@ class StoreOptions:
             raise BadRequest("kms_key needs encryption: aws:kms", where="storage.kms_key")
         if self.anonymous and self.profile is not None:
             raise BadRequest("anonymous requests have no profile", where="storage.profile")
+
+
+def _check_type(name: str, kind: str, value: Any) -> None:
+    where = f"storage.{name}"
+    if kind == "bool" and not isinstance(value, bool):
+        raise BadRequest("not true or false", where=where, got=repr(value))
+    if kind.startswith("str") and not (value is None or (isinstance(value, str) and value)):
+        raise BadRequest("not a text", where=where, got=type(value).__name__)
+    if kind in ("int", "float"):
+        number = not isinstance(value, bool) and isinstance(value, int if kind == "int" else int | float)
+        if not number or not 0 < value < _LARGEST:
+            raise BadRequest("out of range", where=where, got=repr(value), expected="a number above 0")
 
 
 DEFAULT = StoreOptions()

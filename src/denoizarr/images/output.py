@@ -34,7 +34,8 @@ from denoizarr.errors import (
 )
 from denoizarr.geometry.boxes import Box
 from denoizarr.stores import locations, records
-from denoizarr.stores.objects import array_over, stored_checksum
+from denoizarr.stores.held_arrays import array_over
+from denoizarr.stores.objects import stored_checksum
 from denoizarr.stores.ome_zarr import STATE, ome_attributes
 from denoizarr.stores.own_thread import in_own_thread
 from denoizarr.stores.sources import UNDECODABLE

@@ -19,13 +19,14 @@ import numpy as np
 import zarr
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import MemoryStore, StorePath, WrapperStore
+from zarr.storage import WrapperStore
 
 from denoizarr.errors import DenoizarrError, Outage
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import Grid
 
 from . import locations
+from .held_arrays import array_over
 from .own_thread import in_own_thread
 from .sources import UNDECODABLE, Array
 from .strict import StrictStore, absent_chunks, chunk_key, guard_frames, write_unit
@@ -116,12 +117,6 @@ def read_unit(array: zarr.Array[Any], number: int) -> UnitReading:
         return UnitReading(key, box, None, 0, None, (Flaw(key, box, "is absent", absent=True),))
     values, flaws = _decoded(_held(array, key, found), key, box)
     return UnitReading(key, box, stored_checksum(found.to_bytes()), len(found), values, flaws)
-
-
-def array_over(array: zarr.Array[Any], objects: dict[str, Buffer], where: str = "") -> zarr.Array[Any]:
-    """Return the array over a store that has these objects only, in memory: nothing is read a second time."""
-    path = StorePath(StrictStore(MemoryStore(objects), where or str(array.store), "fill"), array.path)
-    return zarr.Array(zarr.AsyncArray(array.metadata, path, array.async_array.config))
 
 
 def _held(array: zarr.Array[Any], key: str, data: Buffer) -> zarr.Array[Any]:

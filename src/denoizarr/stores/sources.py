@@ -32,7 +32,9 @@ from denoizarr.geometry.boxes import Box
 from . import locations
 from .ome_zarr import DIMS
 from .records import digest
+from .shard_reads import ShardReads
 from .strict import Missing, StrictStore, absent_chunks, guard_frames, missing_chunk, write_unit
+from .zarr_stores import BucketStore
 
 Array = NDArray[Any]
 # What the codecs raise on bytes that are not theirs.
@@ -285,14 +287,17 @@ def reader_of_array(array: zarr.Array[Any], source: ImageSource, *, reopenable: 
         back = tuple(order.index(i) for i in range(len(order)))
         return Box(tuple(start[i] for i in back), tuple(stop[i] for i in back))
 
+    shards = _shard_reads(array)
+
     def fetch(box: Box) -> Array:
         with locations.translated(where):
-            if array.shards is not None and source.missing == "error":
+            if shards is None and array.shards is not None and source.missing == "error":
                 # A plain chunk that is absent raises in the store; one inside a shard would read as fill.
                 for key in absent_chunks(array, stored(box)):
                     raise missing_chunk(where, key)
             try:
-                values = np.asarray(array[stored(box).slices])
+                part = stored(box)
+                values = np.asarray(array[part.slices]) if shards is None else shards.read(part)
             except DenoizarrError:
                 raise
             except UNDECODABLE as error:
@@ -330,6 +335,14 @@ def reader_of_array(array: zarr.Array[Any], source: ImageSource, *, reopenable: 
         urls=(source.url,) if reopenable else (),
         offset=tuple(base.start[i] % int(array.chunks[order[i]]) for i in kept),
     )
+
+
+def _shard_reads(array: zarr.Array[Any]) -> ShardReads | None:
+    """Return what reads a sharded array's parts side by side, where asking for them takes long."""
+    inner = getattr(array.store, "_store", None)
+    if not isinstance(inner, BucketStore) or not ShardReads.suit(array):
+        return None
+    return ShardReads(array, inner.options.concurrency)
 
 
 def open_array(url: str, path: str = "", missing: Missing = "error") -> zarr.Array[Any]:

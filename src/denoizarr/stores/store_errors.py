@@ -45,6 +45,8 @@ _REFUSED = frozenset(
         *("AllAccessDisabled", "AccountProblem", "InvalidToken", "AuthenticationFailed", "NotSignedUp"),
     }
 )
+# Parts of the addresses where machines of Amazon, Google and Azure keep their own credentials.
+_OF_THE_MACHINE = ("/latest/api/token", "/latest/meta-data", "computeMetadata", "/metadata/identity")
 _REFUSING_STATUSES = frozenset({401, 403})
 
 
@@ -121,7 +123,7 @@ def _of_service(error: Exception, where: str) -> DenoizarrError:
 
 def _no_credentials(text: str) -> bool:
     """Tell whether what failed was asking the machine's own metadata service who it is."""
-    return "169.254.16" in text or "instance metadata" in text or "Missing credentials" in text
+    return any(sign in text for sign in _OF_THE_MACHINE)
 
 
 def _code(text: str) -> str | None:

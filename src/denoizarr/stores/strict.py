@@ -25,7 +25,7 @@ from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import Grid
 
 _METADATA = frozenset({"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"})
-_EMPTY = 2**64 - 1  # offset and length of an inner chunk that a shard does not hold (Zarr v3 sharding codec)
+EMPTY = 2**64 - 1  # offset and length of an inner chunk that a shard does not hold (Zarr v3 sharding codec)
 
 Missing = Literal["error", "fill"]
 
@@ -129,7 +129,7 @@ def absent_chunks(array: zarr.Array[Any], box: Box) -> Iterator[str]:
             continue
         held = strict.held.get(key)
         if held is None:
-            held = _shard_index(array, strict, key)
+            held = _held_by(array, strict, key)
             if held is None:
                 yield key
                 continue
@@ -143,30 +143,58 @@ def absent_chunks(array: zarr.Array[Any], box: Box) -> Iterator[str]:
                 yield f"{key}#{','.join(map(str, inner))}"
 
 
-def _shard_index(array: zarr.Array[Any], strict: StrictStore, key: str) -> NDArray[np.bool_] | None:
+def _held_by(array: zarr.Array[Any], strict: StrictStore, key: str) -> NDArray[np.bool_] | None:
     """Return which inner chunks a shard holds, as its grid of chunks; None where it is absent."""
-    assert array.shards is not None
-    counts = tuple(s // c for s, c in zip(array.shards, array.chunks, strict=True))
-    n_bytes = 16 * int(np.prod(counts)) + 4  # (offset, length) as little-endian uint64 each, then a crc32c
-    if not _has_standard_index(array):
+    if not has_standard_index(array):
         # A foreign layout: what it holds cannot be told without decoding it, so nothing is claimed.
+        counts = _inner_counts(array)
         return np.ones(counts, bool) if sync(strict.exists(key)) else None
-    prototype = default_buffer_prototype()
-    tail = sync(WrapperStore.get(strict, key, prototype, SuffixByteRequest(n_bytes)))
-    if tail is None:
-        return None
-    data = tail.to_bytes()
+    found = sync(shard_index(array, strict, key))
+    return None if found is None else found[0][..., 0] != EMPTY
+
+
+def _inner_counts(array: zarr.Array[Any]) -> tuple[int, ...]:
+    assert array.shards is not None
+    return tuple(s // c for s, c in zip(array.shards, array.chunks, strict=True))
+
+
+async def shard_index(
+    array: zarr.Array[Any], strict: StrictStore, key: str
+) -> tuple[NDArray[np.uint64], bytes] | None:
+    """Return a shard's index: offset and length of every inner chunk, and the bytes that say so.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        With an index as zarr writes it (:func:`has_standard_index`).
+    strict : StrictStore
+    key : str
+
+    Returns
+    -------
+    uint64 array (chunks along every axis ..., 2) and bytes, or None
+        ``EMPTY`` for a chunk that the shard does not hold; None for a shard that is absent.
+    """
+    n_bytes = 16 * int(np.prod(_inner_counts(array))) + 4
+    tail = await WrapperStore.get(strict, key, default_buffer_prototype(), SuffixByteRequest(n_bytes))
+    return None if tail is None else index_in(array, tail.to_bytes(), key)
+
+
+def index_in(array: zarr.Array[Any], shard: bytes, key: str) -> tuple[NDArray[np.uint64], bytes]:
+    """Return the index at the end of a shard, or of what is left of one: see :func:`shard_index`."""
+    counts = _inner_counts(array)
+    n_bytes = 16 * int(np.prod(counts)) + 4  # (offset, length) as little-endian uint64 each, then a crc32c
+    data = shard[-n_bytes:]
     if len(data) != n_bytes:
         raise CorruptChunk(
             "a shard is shorter than its own index", where=key, got=len(data), expected=f"{n_bytes} bytes"
         )
-    pairs = np.frombuffer(data[:-4], "<u8").reshape(-1, 2)
     _check_crc32c(data, key)
-    held: NDArray[np.bool_] = (pairs[:, 0] != _EMPTY).reshape(counts)
-    return held
+    return np.frombuffer(data[:-4], "<u8").reshape(*counts, 2), data
 
 
-def _has_standard_index(array: zarr.Array[Any]) -> bool:
+def has_standard_index(array: zarr.Array[Any]) -> bool:
+    """Tell whether an array's shards end with an index as zarr writes it."""
     codecs = getattr(array.metadata, "codecs", ())
     return any(
         isinstance(codec, ShardingCodec)

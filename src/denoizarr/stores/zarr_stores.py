@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Iterable
 from typing import Any, TypeVar
 
 import obstore
+import zarr
 from obstore.store import LocalStore
 from zarr.abc.store import (
     ByteRequest,
@@ -61,6 +62,9 @@ class BucketStore(ObjectStore[Any]):
         root, self.prefix = split_remote(self.url)
         self.options = options_of(root)
         super().__init__(open_store(root, self.options), read_only=read_only)
+        # Zarr's own bound of ten is that of disks.
+        if zarr.config.get("async.concurrency") < self.options.concurrency:
+            zarr.config.set({"async.concurrency": self.options.concurrency})
 
     def with_read_only(self, read_only: bool = False) -> BucketStore:
         """Return the same to be read only, or to be written."""

@@ -83,6 +83,7 @@ def test_overlapping_places(tmp_path: Path) -> None:
 
 def test_paths_in_a_job_count_from_where_the_job_lies() -> None:
     assert urls.absolute("data/in.zarr", "s3://b/jobs") == "s3://b/jobs/data/in.zarr"
+    assert urls.absolute("../in.zarr", "s3://b/jobs/run") == "s3://b/jobs/in.zarr"
     assert urls.absolute("/disk/in.zarr", "s3://b/jobs") == "/disk/in.zarr"
     assert urls.absolute("s3://c/in.zarr", "/home/me") == "s3://c/in.zarr"
     assert urls.absolute("in.zarr", "/home/me") == "/home/me/in.zarr"

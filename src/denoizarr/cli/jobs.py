@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import inf
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +12,7 @@ from .app import Debug, Json, app, say, told
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the run; run again to resume.")] = Path("demo-out"),
+    out: Annotated[str, typer.Option(help="Folder or URL of the run; run again to resume.")] = "demo-out",
     seed: Annotated[
         int, typer.Option(help="Draws the specimen, the noise and the length of the scan noise.")
     ] = 0,
@@ -33,7 +32,7 @@ def demo(
 
 @app.command()
 def plan(
-    job: Annotated[Path, typer.Argument(help="A job file.")],
+    job: Annotated[str, typer.Argument(help="A job file, or its URL.")],
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Measure a few blocks, and project the inference on so many workers."),
@@ -75,7 +74,9 @@ def plan(
 
 @app.command()
 def run(
-    job: Annotated[Path, typer.Argument(help="A job file.")], as_json: Json = False, debug: Debug = False
+    job: Annotated[str, typer.Argument(help="A job file, or its URL.")],
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """The whole job; run again with the same file to resume.
 

@@ -159,7 +159,7 @@ def _bias(folder: RunFolder, planes: Planes) -> IntensityBias | None:
 def _named(folder: RunFolder, record: str) -> str:
     """Return the URL that a record names; a relative one counts from the run folder."""
     url = str(read_json(record)["url"])
-    named = url if "://" in url else locations.join(folder.url, url)
+    named = locations.absolute(url, folder.url)
     if not locations.exists(named):
         raise BadRequest("nothing lies where truth.json says", where=locations.redact(named))
     return named

@@ -150,13 +150,13 @@ def overlap(one: str | Path, other: str | Path) -> bool:
 
 def absolute(url: str, base: str | Path) -> str:
     """Return a URL as it is, and a path as counted from the folder or prefix ``base``."""
-    if _SCHEME.match(url):
+    if _SCHEME.match(url) or (is_remote(base) and Path(url).is_absolute()):
         return url
-    if is_remote(base) and not Path(url).is_absolute():
-        return join(base, url)
-    if is_remote(base):
-        return url
-    return str((Path(base) / Path(url).expanduser()).absolute())
+    if not is_remote(base):
+        return str((local_path(base) / Path(url).expanduser()).absolute())
+    while url.startswith("../"):
+        url, base = url.removeprefix("../"), parent_of(base)
+    return join(base, url)
 
 
 def distinct(names: Iterable[str]) -> tuple[str, ...]:

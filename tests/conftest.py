@@ -14,6 +14,18 @@ import numpy as np
 import pytest
 import zarr
 
+from tests.servers.fixtures import (  # noqa: F401  # fixtures: found by their names here
+    azurite,
+    bucket,
+    fault_proxy,
+    guarded_s3,
+    loopback_only,
+    ministack,
+    moto,
+    s3_environment,
+    s3_server,
+)
+
 # Several processes of tests, each with a thread for every core, would wait for one another.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")

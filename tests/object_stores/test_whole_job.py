@@ -101,9 +101,7 @@ def test_nothing_on_a_cluster_knows_the_secret(
         client.dump_cluster_state(str(tmp_path / "dump"))
         bucket.delete(next(key for key in bucket.keys("in.zarr/0/c")))
         with pytest.raises(DenoizarrError) as caught:
-            inference.predict(
-                case.model, source, f"{root}/two.zarr", client=client, progress=False, **OPTIONS
-            )
+            inference.predict(case.model, source, second, client=client, progress=False, **OPTIONS)
     assert sent
     dump = next(Path(tmp_path).glob("dump*")).read_bytes()
     told = [*sent, dump, caplog.text, "".join(traceback.format_exception(caught.value)), repr(caught.value)]

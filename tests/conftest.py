@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import zarr
 
+from tests.servers.canary import LOOPBACK_ONLY
 from tests.servers.fixtures import (  # noqa: F401  # fixtures: found by their names here
     azurite,
     bucket,
@@ -25,6 +26,9 @@ from tests.servers.fixtures import (  # noqa: F401  # fixtures: found by their n
     s3_environment,
     s3_server,
 )
+
+# No test asks a metadata service for credentials, nor reads those of whoever runs it.
+os.environ.update(LOOPBACK_ONLY)
 
 # Several processes of tests, each with a thread for every core, would wait for one another.
 if "PYTEST_XDIST_WORKER" in os.environ:

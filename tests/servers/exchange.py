@@ -14,6 +14,7 @@ from .http_messages import (
     PIECE_BYTES,
     BadMessageError,
     Head,
+    arrive,
     body_length,
     read_body,
     read_head,
@@ -153,6 +154,7 @@ class Exchange:
         async for piece in _first(body, length // 2):
             await self.send(piece)
         if fault == "reset":
+            await arrive(self.writer)
             reset_connection(self.writer)
         return False
 

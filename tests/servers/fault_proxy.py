@@ -198,7 +198,8 @@ class FaultProxy:
         bucket = "/".join(parts[: self._bucket_parts])
         # Other stores have headers of their own beside the standard one.
         span = head.get("range") or head.get("x-ms-range")
-        return Asked(method, unquote(bucket), unquote(key), found.query, span)
+        digest = "" if key or method != "POST" else head.get("x-amz-content-sha256")
+        return Asked(method, unquote(bucket), unquote(key), found.query, span, digest or "")
 
     def draw(self, asked: Asked) -> tuple[str | None, float]:
         """Return the fault of a request and how long it waits, in seconds."""

@@ -51,6 +51,8 @@ class Asked:
     key: str
     query: str = ""
     range: str | None = None
+    # Of the body, where the path does not tell what is asked: many objects are deleted by one request.
+    digest: str = ""
 
     @property
     def is_listing(self) -> bool:
@@ -71,7 +73,7 @@ class Asked:
             for name, value in parse_qsl(self.query, keep_blank_values=True)
             if not _VOLATILE.fullmatch(name)
         )
-        return "\n".join([self.method, self.key, "&".join(query), self.range or ""])
+        return "\n".join([self.method, self.key, "&".join(query), self.range or "", self.digest])
 
     def suits(self, fault: str) -> bool:
         """Tell whether the fault can be done to this request."""

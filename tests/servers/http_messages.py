@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import socket
 import struct
+import termios
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
 PIECE_BYTES = 2**16
+_POLL_SECONDS = 0.001
 # Of one connection, and of its sender's own making: not passed on.
 _HOP_BY_HOP = {
     "connection",
@@ -124,6 +127,19 @@ async def read_body(reader: asyncio.StreamReader, head: Head, length: int | None
     else:
         while piece := await reader.read(PIECE_BYTES):
             yield piece
+
+
+async def arrive(writer: asyncio.StreamWriter) -> None:
+    """Wait until all that was written lies with the other end's kernel, where a reset does not take it back.
+
+    Where a client goes on after a reset would otherwise depend on how fast it had read.
+    """
+    found: socket.socket = writer.get_extra_info("socket")
+    await writer.drain()
+    # Linux alone tells.
+    with contextlib.suppress(OSError):
+        while any(fcntl.ioctl(found.fileno(), termios.TIOCOUTQ, bytes(4))):
+            await asyncio.sleep(_POLL_SECONDS)
 
 
 def reset_connection(writer: asyncio.StreamWriter) -> None:

@@ -243,7 +243,7 @@ def test_faults_are_those_of_the_seed_whatever_the_threads(
     store = filled.store(fault_proxy.endpoint, retry_config=PATIENT)
     weather = Weather.mixed(0.5, "slow_down", "reset", "lost_request", jitter_seconds=0.003)
 
-    def faults_of(seed: int, at_once: int) -> list[tuple[int, str | None]]:
+    def faults_of(seed: int, at_once: int) -> list[tuple[str, str]]:
         fault_proxy.restart(seed, weather)
         starts = range(0, 40_000, 1000)
         with ThreadPoolExecutor(at_once) as pool:
@@ -255,6 +255,17 @@ def test_faults_are_those_of_the_seed_whatever_the_threads(
     one = faults_of(1, 1)
     assert faults_of(1, threads) == one
     assert faults_of(2, threads) != one
+
+
+def test_where_a_reset_comes_does_not_depend_on_how_fast_a_client_reads(
+    bucket: Bucket, fault_proxy: FaultProxy
+) -> None:
+    large = os.urandom(5_000_000)
+    bucket.put("a/x", large)
+    fault_proxy.plan("reset", times=3)
+    assert whole(bucket.store(fault_proxy.endpoint, retry_config=PATIENT)) == large
+    halves = [None, "bytes=2500000-4999999", "bytes=3750000-4999999", "bytes=4375000-4999999"]
+    assert [r.range for r in fault_proxy.log.requests] == halves
 
 
 def test_requests_are_counted_by_what_they_ask(filled: Bucket, fault_proxy: FaultProxy) -> None:

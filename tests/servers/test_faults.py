@@ -63,6 +63,9 @@ def test_the_bucket_and_an_upload_do_not_matter_to_the_draw_but_key_range_and_pa
     part = Asked("PUT", "b", "x", "partNumber=3&uploadId=abc")
     assert part.identity == Asked("PUT", "other", "x", "uploadId=def&partNumber=3").identity
     assert part.identity != Asked("PUT", "b", "x", "partNumber=4&uploadId=abc").identity
+    assert (
+        Asked("POST", "b", "", "delete=").identity != Asked("POST", "b", "", "delete=", digest="1").identity
+    )
     assert GET.identity != Asked("GET", "b", "x/0").identity
     assert GET.identity != Asked("GET", "b", "x/1", range=GET.range).identity
 

@@ -16,6 +16,7 @@ from denoizarr.engine.cluster import ClusterSettings, open_client
 from denoizarr.errors import DenoizarrError
 from denoizarr.images.save import save_image
 from denoizarr.inference import predict as inference
+from denoizarr.inference import prediction
 from denoizarr.pipeline.run import run_pipeline
 from tests.end_to_end.jobs import run_cli, scan_noise, write_job
 from tests.end_to_end.predictions import OPTIONS, Case
@@ -39,7 +40,8 @@ def test_the_same_voxels_as_on_a_disk(root, bucket, tmp_path, caplog, monkeypatc
         "storage": {"request_seconds": 60, "buckets": {root: {"region": "us-east-1", "tries": 6}}},
     }
     bucket.put("jobs/job.yaml", yaml.safe_dump(job).encode())
-    monkeypatch.setattr(inference, "PREDICTION_BATCH_VOXELS", 2 * 256 * 256)
+    for module in (inference, prediction):
+        monkeypatch.setattr(module, "PREDICTION_BATCH_VOXELS", 2 * 256 * 256)
     with caplog.at_level(logging.INFO):
         summary = run_pipeline(f"{root}/jobs/job.yaml", progress=False).to_json()
     assert "2 local workers" in caplog.text

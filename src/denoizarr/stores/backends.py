@@ -44,8 +44,11 @@ def endpoint_of(root: str, options: StoreOptions) -> str | None:
 
 
 @lru_cache(maxsize=64)
-def open_store(root: str, options: StoreOptions) -> RemoteStore:
+def open_store(root: str, options: StoreOptions, *, bulk_delete: bool = False) -> RemoteStore:
     """Open the store of a root; once per process for the same options.
+
+    With ``bulk_delete`` objects are deleted a thousand a request where the service can: S3 can, and some that
+    speak its language cannot, or ask for other rights.
 
     Raises
     ------
@@ -71,7 +74,7 @@ def open_store(root: str, options: StoreOptions) -> RemoteStore:
         "retry_config": {"max_retries": 0, "retry_timeout": timedelta(seconds=options.total_seconds)},
     }
     if scheme == "s3":
-        return _s3(name, endpoint, options, settings)
+        return _s3(name, endpoint, options, settings, bulk_delete=bulk_delete)
     if scheme == "gs":
         return GCSStore(
             name,
@@ -93,9 +96,11 @@ def open_store(root: str, options: StoreOptions) -> RemoteStore:
     return HTTPStore.from_url(root, **settings)
 
 
-def _s3(bucket: str, endpoint: str | None, options: StoreOptions, settings: dict[str, Any]) -> S3Store:
+def _s3(
+    bucket: str, endpoint: str | None, options: StoreOptions, settings: dict[str, Any], *, bulk_delete: bool
+) -> S3Store:
     region = options.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    config: Any = {"region": region or _NO_REGION}
+    config: Any = {"region": region or _NO_REGION, "disable_bulk_delete": not bulk_delete}
     if endpoint is not None:
         # Of one's own services few answer to bucket.host.
         config |= {"endpoint": endpoint, "virtual_hosted_style_request": False}

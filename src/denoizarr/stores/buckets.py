@@ -14,7 +14,7 @@ from typing import Any
 
 import obstore
 
-from denoizarr.errors import ImageNotFound, PermissionDenied, UnsupportedStore
+from denoizarr.errors import ImageNotFound, PermissionDenied, StoreUnavailable, UnsupportedStore
 
 from .attempts import ShortAnswerError, attempt
 from .backends import RemoteStore, open_store
@@ -273,8 +273,17 @@ def delete_prefix(url: str) -> None:
     delete(url)
     keys = [f"{place.key}/{entry['path']}" for entry in listed(url)]
     for first in range(0, len(keys), _DELETED_AT_ONCE):
-        some = keys[first : first + _DELETED_AT_ONCE]
-        place.ask(lambda some=some: obstore.delete(place.store, some))
+        _delete_together(place, keys[first : first + _DELETED_AT_ONCE])
+
+
+def _delete_together(place: _Place, keys: list[str]) -> None:
+    """Delete many objects in one request, one by one where the service has none such, or refuses it."""
+    store = open_store(place.root, place.options, bulk_delete=True)
+    try:
+        place.ask(lambda: obstore.delete(store, keys))
+    except (PermissionDenied, StoreUnavailable):
+        with ThreadPoolExecutor(place.options.concurrency) as pool:
+            list(pool.map(lambda key: delete(f"{place.root}/{key}"), keys))
 
 
 def matching(pattern: str) -> list[str]:

@@ -35,7 +35,7 @@ _BUSY_STATUSES = frozenset({408, 425, 429})
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _HTTP_STATUS = re.compile(r"\b(?:status|HTTP(?:/[\d.]+)?)\D{0,12}([45]\d\d)\b|\b(4\d\d|5\d\d) [A-Z][a-z]+")
 # S3's, and Azure's and Google's, which write XML as well: the one word of an answer that holds no secret.
-_CODE = re.compile(r"<Code>([A-Za-z.]{1,64})</Code>")
+_CODE = re.compile(r"<Code>([A-Za-z.]{1,64})</Code>|\(code: ([A-Za-z.]{1,64})\)")
 _NO_BUCKET = frozenset({"NoSuchBucket", "ContainerNotFound"})
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
 # Answered with 400 and 403 alike, by one service or another.
@@ -128,7 +128,7 @@ def _no_credentials(text: str) -> bool:
 
 def _code(text: str) -> str | None:
     found = _CODE.search(text)
-    return None if found is None else found[1]
+    return None if found is None else found[1] or found[2]
 
 
 def _is_obstores(error: BaseException) -> bool:

@@ -9,6 +9,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from denoizarr.engine.cluster_settings import (
+    ClusterSettings,
+    KubernetesSettings,
+    SlurmSettings,
+    TLSFiles,
+)
+from denoizarr.engine.memory_limits import parse_bytes
 from denoizarr.errors import ConfigError, ImageNotFound
 from denoizarr.stores import locations
 from denoizarr.training.structure import StructuralNoiseExtractor, method_of
@@ -219,19 +226,78 @@ class ExtractorSettings(_Section):
         return StructuralNoiseExtractor(**self.model_dump(exclude_none=True))
 
 
+class TLSJobSettings(_Section):
+    """Where certificates lie: paths, counted from the job file."""
+
+    ca: str
+    certificate: str
+    key: str
+
+
+class SlurmJobSettings(_Section):
+    """How workers are asked of SLURM: each is one job."""
+
+    queue: str | None = None
+    account: str | None = None
+    walltime: str = "01:00:00"
+    cores: Positive = 1
+    gres: str | None = None
+    directives: tuple[str, ...] = ()
+    interface: str | None = None
+    prologue: tuple[str, ...] = ()
+    local_directory: str | None = None
+    log_directory: str | None = None
+    shared_directory: str | None = None
+    python: str | None = None
+    wait_hours: Annotated[float, Field(gt=0)] = 24.0
+
+
+class KubernetesJobSettings(_Section):
+    """How workers are asked of the Dask operator."""
+
+    image: str
+    namespace: str | None = None
+    cores: Positive = 1
+    gpus: Literal[0, 1] = 0
+
+
 class ClusterJobSettings(_Section):
     """Who runs the network over the image."""
 
-    kind: Literal["local", "address"] = "local"
+    kind: Literal["local", "address", "slurm", "kubernetes"] = "local"
     workers: Literal["auto"] | Positive = "auto"
     memory_limit: str | int = "2GiB"
     address: str | None = None
+    minimum: Positive | None = None
+    maximum: Positive | None = None
+    insecure: bool = False
+    tls: TLSJobSettings | None = None
+    slurm: SlurmJobSettings | None = None
+    kubernetes: KubernetesJobSettings | None = None
 
     @model_validator(mode="after")
-    def _address_has_kind(self) -> ClusterJobSettings:
-        if (self.kind == "address") != (self.address is not None):
-            raise ValueError("kind: address and address go together")
+    def _settings_of_their_kind(self) -> ClusterJobSettings:
+        self.settings().check()
         return self
+
+    def settings(self) -> ClusterSettings:
+        """Return the cluster; ``BadRequest`` where a setting is out of range."""
+        given = self.model_dump(exclude={"memory_limit", "tls", "slurm", "kubernetes"})
+        pods = self.kubernetes
+        return ClusterSettings(
+            **given,
+            memory_limit_bytes=parse_bytes(self.memory_limit),
+            tls=None if self.tls is None else TLSFiles(**self.tls.model_dump()),
+            slurm=None if self.slurm is None else SlurmSettings(**self.slurm.model_dump()),
+            kubernetes=None if pods is None else KubernetesSettings(**pods.model_dump()),
+        )
+
+    def resolved(self, base: Path) -> ClusterJobSettings:
+        """Return the same with absolute paths of certificates, counted from ``base``."""
+        if self.tls is None:
+            return self
+        paths = {name: _absolute(path, base) for name, path in self.tls.model_dump().items()}
+        return self.model_copy(update={"tls": TLSJobSettings(**paths)})
 
 
 class JobConfig(_Section):
@@ -337,6 +403,7 @@ class JobConfig(_Section):
                 "input": self.input.resolved(base),
                 "target": None if self.target is None else self.target.resolved(base),
                 "output": self.output.model_copy(update={"url": _absolute(self.output.url, base)}),
+                "cluster": self.cluster.resolved(base),
                 "stage2": self.stage2.model_copy(
                     update={"mask_file_path": None if mask is None else _absolute(mask, base)}
                 ),
@@ -350,7 +417,8 @@ class JobConfig(_Section):
 
     def identity(self) -> dict[str, Any]:
         """Return what of the job decides the bytes of its outputs: all but who does the work, and when."""
-        body = self.model_dump(mode="json", exclude={"cluster": {"kind", "workers", "address"}})
+        body = self.model_dump(mode="json", exclude={"cluster"})
+        body["cluster"] = {"memory_limit": self.cluster.memory_limit}
         body["output"].pop("url")
         for stage in ("stage1", "stage2"):
             body[stage].pop("checkpoint_minutes")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from distributed import Security
@@ -67,22 +70,42 @@ def security_for_address(settings: ClusterSettings) -> Security | None:
     return security
 
 
-def temporary_security() -> Security:
-    """Return an authority and its certificate that are made for one run and kept by nobody after it.
+@contextmanager
+def temporary_files(folder: str) -> Iterator[TLSFiles]:
+    """Make an authority for one run, and yield its files in a folder of its own that only its owner enters.
+
+    Deleted with the block. Were this process killed, they stay, of use to nobody: only its own scheduler and
+    workers ever took them for proof.
+
+    Parameters
+    ----------
+    folder : str
+        That all workers see.
 
     Raises
     ------
     BadRequest
-        The package that makes them is not installed.
+        The package that makes them is not installed, or nothing can be written there.
     """
     try:
-        made: Security = Security.temporary()
+        made = Security.temporary().get_tls_config_for_role("scheduler")
     except ImportError as error:
         raise BadRequest(
             "a certificate for this run cannot be made without the package cryptography",
             remedy="pip install 'denoizarr[slurm]', or name certificates in cluster.tls",
         ) from error
-    return made
+    try:
+        own = TemporaryDirectory(prefix=".denoizarr-tls-", dir=folder)
+    except OSError as error:
+        raise BadRequest(
+            "a certificate for this run cannot be written", where=folder, got=error.strerror
+        ) from error
+    with own as place:
+        paths = {name: os.path.join(place, f"{name}.pem") for name in ("ca_file", "cert", "key")}  # noqa: PTH118
+        for name, path in paths.items():
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(made[name])
+        yield TLSFiles(paths["ca_file"], paths["cert"], paths["key"])
 
 
 def _loaded(security: Any, where: str, what: str) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 from denoizarr.errors import BadRequest, ClusterLost
 
 _ANSWER_SECONDS = 60.0
-# What speaks between the three of them, and what computes voxels and codes them. A scheduler unpickles what it
-# passes on, so that it must have all that a task imports, torch too.
+# What speaks between the three of them, and what computes voxels and codes them. A scheduler unpickles what
+# it passes on, so that it must have all that a task imports, torch too.
 _PACKAGES = ("denoizarr", "numpy", "zarr", "torch")
 _ALL = ("python", "dask", "distributed", *_PACKAGES)
 # Only what a build of one and the same release is called: 2.13.0+cpu beside 2.13.0+cu130.

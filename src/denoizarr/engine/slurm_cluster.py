@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from distributed import Client
 from denoizarr.errors import BadRequest, ClusterLost
 
 from .cluster_addresses import is_loopback
-from .cluster_security import security_of, temporary_security
-from .cluster_settings import ClusterSettings, SlurmSettings, walltime_seconds
+from .cluster_security import security_of, temporary_files
+from .cluster_settings import ClusterSettings, SlurmSettings, TLSFiles, walltime_seconds
 from .dask_settings import patience, worker_environment
 
 _LOG = logging.getLogger(__name__)
@@ -54,7 +54,11 @@ def slurm_client(settings: ClusterSettings, at_most: int | None = None) -> Itera
     """
     SLURMCluster = _slurm_cluster_class()  # noqa: N806
     slurm = settings.slurm or SlurmSettings()
-    with dask.config.set(patience(slurm.wait_hours * 3600)), SLURMCluster(**options(settings)) as cluster:
+    with (
+        dask.config.set(patience(slurm.wait_hours * 3600)),
+        _files(settings) as files,
+        SLURMCluster(**options(settings, files)) as cluster,
+    ):
         _say_where(cluster.scheduler_address, settings)
         _try_out(cluster.job_script())
         if settings.is_adaptive:
@@ -73,7 +77,14 @@ def slurm_client(settings: ClusterSettings, at_most: int | None = None) -> Itera
             stop()
 
 
-def options(settings: ClusterSettings) -> dict[str, Any]:
+def _files(settings: ClusterSettings) -> AbstractContextManager[TLSFiles | None]:
+    if settings.insecure or settings.tls is not None:
+        return nullcontext(settings.tls)
+    shared = None if settings.slurm is None else settings.slurm.shared_directory
+    return temporary_files(shared or str(Path.home()))
+
+
+def options(settings: ClusterSettings, files: TLSFiles | None) -> dict[str, Any]:
     """Return what ``SLURMCluster`` is called with."""
     slurm = settings.slurm or SlurmSettings()
     walltime = walltime_seconds(slurm.walltime)
@@ -85,9 +96,7 @@ def options(settings: ClusterSettings) -> dict[str, Any]:
     if slurm.gres is not None:
         directives.append(f"--gres={slurm.gres}")
         worker += ["--resources", "GPU=1"]
-    security = None
-    if not settings.insecure:
-        security = temporary_security() if settings.tls is None else security_of(settings.tls)
+    security = None if files is None else security_of(files)
     given: dict[str, Any] = {
         "cores": slurm.cores,
         "processes": 1,
@@ -103,7 +112,6 @@ def options(settings: ClusterSettings) -> dict[str, Any]:
         "python": slurm.python,
         "security": security,
         "protocol": "tcp://" if security is None else "tls://",
-        "shared_temp_directory": slurm.shared_directory or str(Path.home()),
         "worker_extra_args": worker,
         "job_extra_directives": directives,
         "job_script_prologue": [
@@ -148,12 +156,12 @@ def _try_out(script: str) -> None:
     """Ask SLURM whether it would take such a job: by itself, Dask would only log that it did not."""
     done = _call(["sbatch", "--test-only"], script)
     if done.returncode:
-        said = [line.removeprefix("sbatch: error: ") for line in done.stderr.splitlines() if "error" in line]
-        raise BadRequest(
-            "SLURM would not take a worker's job",
-            where="cluster.slurm",
-            got=(said or [f"exit status {done.returncode}"])[-1],
-        )
+        said = [line for line in done.stderr.splitlines() if line.strip()] or [
+            f"exit status {done.returncode}"
+        ]
+        for prefix in ("sbatch: error: ", "allocation failure: "):
+            said[-1] = said[-1].removeprefix(prefix)
+        raise BadRequest("SLURM would not take a worker's job", where="cluster.slurm", got=said[-1])
 
 
 def _replace_lost(cluster: Any) -> Any:

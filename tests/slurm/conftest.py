@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +24,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture
 def slurm(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
     """The same, as the SLURM that this process and its programs find; jobs write into the test's folder."""
-    for name in ("SLURM_CONF", "PATH"):
-        monkeypatch.setenv(name, site.environment[name])
+    monkeypatch.setenv("SLURM_CONF", site.environment["SLURM_CONF"])
+    # The programs of this environment first: where it is not activated, too.
+    path = [str(Path(sys.executable).parent), site.environment["PATH"]]
+    monkeypatch.setenv("PATH", os.pathsep.join(path))
     # Jobs have the environment of who submits them: what is tested here is this working copy.
     source = str(Path(__file__).parents[2] / "src")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([source, os.environ.get("PYTHONPATH", "")]))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import dask
 from distributed import Client, LocalCluster
+from distributed.versions import VersionMismatchWarning
 
 from denoizarr.errors import ClusterLost
 
@@ -49,14 +51,17 @@ def open_client(
     BadRequest, ClusterLost
     """
     settings.check()
-    with dask.config.set(SETTINGS):
+    with ExitStack() as stack:
+        stack.enter_context(dask.config.set(SETTINGS))
         if settings.kind == "local":
-            with _local(settings, at_most, gpus) as client:
-                yield client
+            yield stack.enter_context(_local(settings, at_most, gpus))
             return
-        with _elsewhere(settings, at_most) as client:
-            check_versions(client)
-            yield client
+        with warnings.catch_warnings():
+            # What follows says it in one line, where it matters.
+            warnings.simplefilter("ignore", VersionMismatchWarning)
+            opened = stack.enter_context(_elsewhere(settings, at_most))
+            check_versions(opened)
+        yield opened
 
 
 @contextmanager
@@ -65,12 +70,12 @@ def _elsewhere(settings: ClusterSettings, at_most: int | None) -> Iterator[Clien
     if settings.kind == "slurm":
         from .slurm_cluster import slurm_client
 
-        with slurm_client(settings, at_most) as client:
+        with _quiet(), slurm_client(settings, at_most) as client:
             yield client
     elif settings.kind == "kubernetes":
         from .kubernetes_cluster import kubernetes_client
 
-        with kubernetes_client(settings, at_most) as client:
+        with _quiet(), kubernetes_client(settings, at_most) as client:
             yield client
     else:
         with _existing(settings) as client:

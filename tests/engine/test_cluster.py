@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from denoizarr.engine.cluster import ClusterSettings, open_client
 from denoizarr.engine.cluster_settings import KubernetesSettings
@@ -132,3 +133,19 @@ def test_pods_have_what_was_asked_for() -> None:
     assert "nvidia.com/gpu" not in scheduler["resources"]["limits"]
     told = {variable["name"]: variable["value"] for variable in worker["env"]}
     assert told["DASK_DISTRIBUTED__WORKER__MEMORY__SPILL"] == "False"
+
+
+def test_the_operator_would_take_the_object() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    operator = pytest.importorskip("dask_kubernetes.operator")
+    from denoizarr.engine.kubernetes_cluster import cluster_object
+
+    definitions = Path(operator.__file__).parent / "deployment/helm/dask-kubernetes-operator/crds"
+    definition = yaml.safe_load((definitions / "daskcluster.yaml").read_text())
+    schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    wanted = KubernetesSettings("registry/denoizarr:1", cores=4, gpus=1)
+    made = cluster_object(ClusterSettings("kubernetes", 3, insecure=True, kubernetes=wanted), "name")
+    jsonschema.validate(made, schema)
+    del made["spec"]["worker"]["spec"]["containers"][0]["name"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(made, schema)

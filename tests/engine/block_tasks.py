@@ -157,3 +157,15 @@ def fail_on_one_worker(spec: Any, block: int) -> dict[str, Any]:
         raise MissingChunk("no such file", where=f"block {block}")
     time.sleep(0.02)
     return {"block": block}
+
+
+def wait_for_others(workers: int, block: int) -> dict[str, Any]:
+    """End when so many workers are there, or after a minute; say how many are."""
+    from distributed import get_client
+
+    client, deadline = get_client(), time.monotonic() + 60
+    while (found := len(client.scheduler_info(n_workers=-1)["workers"])) < workers:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    return {"block": block, "workers": found}

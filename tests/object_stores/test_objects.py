@@ -181,13 +181,14 @@ def test_no_credentials_are_said_to_be_missing(root, bucket, monkeypatch):
     store_options.use(None, StoreOptions(tries=2, first_wait_seconds=0.001))
     with pytest.raises(PermissionDenied, match="no credentials"):
         locations.get(f"{root}/object")
-    # And none are needed where nobody asks.
+    # And none are needed where everybody may.
     store_options.use(None, StoreOptions(anonymous=True))
-    locations.put(f"{root}/object", b"1")
+    bucket.put("object", b"1")
     with pytest.raises(PermissionDenied, match="refuses access"):
         locations.get(f"{root}/object")
-    bucket.client.put_object_acl(Bucket=bucket.name, Key="object", ACL="public-read")
-    assert locations.get(f"{root}/object") == b"1"
+    if bucket.server.name == "moto":  # the other one knows no public objects
+        bucket.client.put_object_acl(Bucket=bucket.name, Key="object", ACL="public-read")
+        assert locations.get(f"{root}/object") == b"1"
 
 
 def test_a_listing_that_lies_loses_nothing(root, fault_proxy, bucket):

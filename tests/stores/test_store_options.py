@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from denoizarr.errors import BadRequest, ConfigError, PermissionDenied
-from denoizarr.pipeline.config import BucketSettings, JobConfig
+from denoizarr.pipeline.config import JobConfig
+from denoizarr.pipeline.config_machines import BucketSettings
 from denoizarr.stores import backends, store_options
 from denoizarr.stores.store_options import StoreOptions, options_from
 

@@ -162,7 +162,7 @@ def test_a_killed_worker_is_made_good(image):
 
 def test_a_cluster_without_workers_ends_in_an_error(image, monkeypatch):
     monkeypatch.setattr(remote_calls, "_ASK_SECONDS", 0.2)
-    monkeypatch.setattr(remote_calls, "_WITHOUT_WORKERS_SECONDS", 0.5)
+    monkeypatch.setattr(remote_calls, "patience_seconds", lambda: 0.5)
     with (
         local_cluster(0) as cluster,
         Client(cluster, set_as_default=False) as client,

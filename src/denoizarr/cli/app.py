@@ -24,8 +24,17 @@ Sizes = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete what lies at the destination first.")]
 
-Cluster = Annotated[str | None, typer.Option(help="local, or the address of a scheduler; default: threads.")]
-Workers = Annotated[int | None, typer.Option(help="With --cluster local: processes; default: one per core.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        help="local, the address of a scheduler, or a YAML file with a job's cluster keys; default: threads."
+    ),
+]
+Workers = Annotated[int | None, typer.Option(help="Of a cluster that is started; default: one per core.")]
+Insecure = Annotated[
+    bool,
+    typer.Option("--insecure", help="Allow a scheduler without TLS on another machine."),
+]
 Blocks = Annotated[
     str | None,
     typer.Option(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .app import Blocks, Cluster, Debug, Json, Overwrite, Workers, app, ints_of, say, told
+from .app import Blocks, Cluster, Debug, Insecure, Json, Overwrite, Workers, app, ints_of, say, told
 
 
 @app.command()
@@ -60,6 +60,7 @@ def patch2self(
     ] = None,
     cluster: Cluster = None,
     workers: Workers = None,
+    insecure: Insecure = False,
     blocks: Blocks = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -71,17 +72,18 @@ def patch2self(
     `denoizarr patch2self dwi.ome.zarr denoised.ome.zarr --cluster local`
     """
     from denoizarr.diffusion.patch2self import patch2self as run_patch2self
-    from denoizarr.engine.cluster import ClusterSettings, open_client
+    from denoizarr.engine.cluster import open_client
     from denoizarr.engine.freed_memory import one_arena
     from denoizarr.engine.memory_limits import parse_bytes
     from denoizarr.engine.shares import Share
     from denoizarr.engine.summary import RunSummary
+    from denoizarr.pipeline.cluster_file import cluster_of
     from denoizarr.stores.images import open_image
     from denoizarr.stores.nifti import is_nifti_name, open_nifti
 
     share = None if blocks is None else Share.parse(blocks)
-    if workers is not None and cluster != "local":
-        raise typer.BadParameter("goes with --cluster local", param_hint="--workers")
+    if workers is not None and cluster is None:
+        raise typer.BadParameter("goes with --cluster", param_hint="--workers")
     if share is not None and cluster is not None:
         raise typer.BadParameter("a share is run by this process alone", param_hint="--blocks")
     if share is not None and report is not None:
@@ -124,8 +126,7 @@ def patch2self(
             )
         )
 
-    address = None if cluster in (None, "local") else cluster
-    settings = ClusterSettings("local" if address is None else "address", workers or "auto", limit, address)
+    settings = cluster_of(cluster, workers=workers, memory_limit_bytes=limit, insecure=insecure)
     with nullcontext() if cluster is None else open_client(settings) as client:
         summary = run_patch2self(
             source,

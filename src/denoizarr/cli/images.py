@@ -8,7 +8,21 @@ from typing import Annotated, Any
 
 import typer
 
-from .app import Blocks, Cluster, Debug, Json, Overwrite, Sizes, Workers, app, ints_of, numbers_of, say, told
+from .app import (
+    Blocks,
+    Cluster,
+    Debug,
+    Insecure,
+    Json,
+    Overwrite,
+    Sizes,
+    Workers,
+    app,
+    ints_of,
+    numbers_of,
+    say,
+    told,
+)
 
 
 @app.command()
@@ -77,6 +91,7 @@ def convert(
     to: Annotated[str, typer.Option(help="With --each: what they become, ome.zarr or ome.tif.")] = "ome.zarr",
     cluster: Cluster = None,
     workers: Workers = None,
+    insecure: Insecure = False,
     blocks: Blocks = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -89,20 +104,20 @@ def convert(
     Example: `denoizarr convert slices/*.tif stack.ome.zarr --axes zyx --scale 5,2,2`, and back:
     `denoizarr convert stack.ome.zarr stack.ome.tif`
     """
-    from denoizarr.engine.cluster import ClusterSettings, open_client, usable_cores
+    from denoizarr.engine.cluster import open_client, usable_cores
     from denoizarr.engine.freed_memory import one_arena
     from denoizarr.engine.shares import Share
     from denoizarr.images.convert import convert as run_convert
+    from denoizarr.pipeline.cluster_file import cluster_of
 
     share = None if blocks is None else Share.parse(blocks)
     if cluster is None:
         one_arena()  # as the workers of a local cluster are started
     if len(paths) < 2:
         raise typer.BadParameter("needs at least one source and a destination", param_hint="SRC... DST")
-    if workers is not None and cluster != "local":
-        raise typer.BadParameter("goes with --cluster local", param_hint="--workers")
-    address = None if cluster in (None, "local") else cluster
-    settings = ClusterSettings("local" if address is None else "address", workers or "auto", address=address)
+    if workers is not None and cluster is None:
+        raise typer.BadParameter("goes with --cluster", param_hint="--workers")
+    settings = cluster_of(cluster, workers=workers, insecure=insecure)
     with nullcontext() if cluster is None else open_client(settings) as client:
         summary = run_convert(
             paths[:-1],
@@ -137,9 +152,8 @@ def verify(
     missing: Annotated[
         str, typer.Option(help="A chunk that a foreign image lacks: error, or fill to count it only.")
     ] = "error",
-    cluster: Annotated[
-        str | None, typer.Option(help="Address of a scheduler; default: threads of this process.")
-    ] = None,
+    cluster: Cluster = None,
+    insecure: Insecure = False,
     nonfinite: Annotated[str, typer.Option(help="NaN and infinity: error, or allow to count them only.")] = (
         "error"
     ),
@@ -152,14 +166,11 @@ def verify(
 
     Example: `denoizarr verify run/denoised.ome.zarr`
     """
-    from denoizarr.engine.cluster import ClusterSettings, open_client
+    from denoizarr.engine.cluster import open_client
+    from denoizarr.pipeline.cluster_file import cluster_of
     from denoizarr.pipeline.verify import verify as run_verify
 
-    with (
-        nullcontext()
-        if cluster is None
-        else open_client(ClusterSettings("address", address=cluster)) as client
-    ):
+    with nullcontext() if cluster is None else open_client(cluster_of(cluster, insecure=insecure)) as client:
         report = run_verify(
             url,
             sample=sample,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .app import Blocks, Debug, Json, Overwrite, app, say, told
+from .app import Blocks, Debug, Insecure, Json, Overwrite, Workers, app, say, told
 from .looking import patch_of
 
 if TYPE_CHECKING:
@@ -163,11 +163,15 @@ def predict(
             metavar="SRC... DST", help="OME-Zarr images or globs, then the output; of several, a folder."
         ),
     ],
-    memory_limit: Annotated[str, typer.Option(help="Per worker process.")] = "2GiB",
-    cluster: Annotated[str, typer.Option(help="local, or the address of a scheduler.")] = "local",
-    workers: Annotated[
-        int | None, typer.Option(help="Local worker processes; default: one per core.")
+    memory_limit: Annotated[
+        str | None, typer.Option(help="Per worker process; default: the cluster file's, or 2GiB.")
     ] = None,
+    cluster: Annotated[
+        str,
+        typer.Option(help="local, the address of a scheduler, or a YAML file with a job's cluster keys."),
+    ] = "local",
+    workers: Workers = None,
+    insecure: Insecure = False,
     dtype: Annotated[str | None, typer.Option(help="Of the output; default: the input's.")] = None,
     missing: Annotated[str, typer.Option(help="An absent chunk: error or fill.")] = "error",
     precision: Annotated[
@@ -183,12 +187,14 @@ def predict(
     Example: `denoizarr predict model.safetensors stack.ome.zarr denoised.ome.zarr`, or
     `denoizarr predict model.safetensors 'night/*.ome.zarr' denoised`
     """
-    from denoizarr.engine.cluster import ClusterSettings, open_client
+    from denoizarr.engine.cluster import open_client
     from denoizarr.engine.freed_memory import one_arena
     from denoizarr.engine.memory_limits import parse_bytes
     from denoizarr.engine.shares import Share
+    from denoizarr.inference.devices import visible_gpus
     from denoizarr.inference.predict import predict as run_predict
     from denoizarr.inference.prediction import plan_prediction
+    from denoizarr.pipeline.cluster_file import cluster_of
     from denoizarr.stores.images import as_images
     from denoizarr.training.denoiser import Denoiser
 
@@ -200,7 +206,13 @@ def predict(
     if len(paths) < 2:
         raise typer.BadParameter("needs at least one source and a destination", param_hint="SRC... DST")
     *source, destination = paths
-    limit = parse_bytes(memory_limit)
+    settings = cluster_of(
+        cluster,
+        workers=workers,
+        memory_limit_bytes=None if memory_limit is None else parse_bytes(memory_limit),
+        insecure=insecure,
+    )
+    limit = settings.memory_limit_bytes
     # Before a cluster is started for nothing.
     denoiser = Denoiser.load(model, precision=precision)  # type: ignore[arg-type]  # it checks it
     planned = [
@@ -208,14 +220,15 @@ def predict(
         for image in as_images(source, missing=missing)  # type: ignore[arg-type]  # open_image checks it
     ]
     batches = sum(of_image.batches for of_image in planned)
-    address = None if cluster == "local" else cluster
-    settings = ClusterSettings("local" if address is None else "address", workers or "auto", limit, address)
     with ExitStack() as stack:
+        client = None
+        if share is None:
+            client = stack.enter_context(open_client(settings, at_most=batches, gpus=visible_gpus()))
         summary = run_predict(
             denoiser,
             source,
             destination,
-            client=None if share is not None else stack.enter_context(open_client(settings, at_most=batches)),
+            client=client,
             memory_limit=limit,
             dtype=dtype,
             missing=missing,  # type: ignore[arg-type]  # open_image checks it and says what it may be

@@ -1,58 +1,29 @@
-"""A Dask cluster for a job: on this machine, or one that runs already. Loopback unless told an address."""
+"""A Dask cluster for a job: on this machine, of SLURM or Kubernetes, or one that runs already."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import dask
 from distributed import Client, LocalCluster
+from distributed.versions import VersionMismatchWarning
 
-from denoizarr.errors import BadRequest, ClusterLost
+from denoizarr.errors import ClusterLost
+
+from .cluster_addresses import is_loopback, split
+from .cluster_security import security_for_address, security_of
+from .cluster_settings import ClusterSettings as ClusterSettings
+from .cluster_versions import check_versions
+from .dask_settings import SETTINGS as SETTINGS
 
 _LOG = logging.getLogger(__name__)
-
-# Each with its reason; distributed's own defaults suit short interactive graphs, not long unattended jobs.
-SETTINGS: dict[str, Any] = {
-    "distributed.scheduler.no-workers-timeout": "300s",  # default: without workers a job waits for ever
-    "distributed.scheduler.allowed-failures": 10,  # default 3: too few for preemptible nodes
-    "distributed.worker.memory.target": False,  # tasks return records, not arrays: nothing to spill
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": False,  # our own plan bounds memory; a paused worker would only hang
-    "distributed.worker.memory.terminate": 0.98,
-    "distributed.comm.timeouts.connect": "60s",
-    # One arena of malloc for all threads: only there does a process keep what a layer of a network frees.
-    "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": "1",
-    # A terminal sends Ctrl-C to workers too, and they would die of it in the middle of what is waited for.
-    "distributed.worker.preload": ["denoizarr.engine.worker_signals"],
-}
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterSettings:
-    """Which cluster does the work.
-
-    Attributes
-    ----------
-    kind : {"local", "address"}
-        Processes on this machine, or a scheduler that runs already.
-    workers : int or "auto"
-        Worker processes of one thread each; "auto" is the number of cores. Where there are fewer batches than
-        that, there are as few workers, with the threads and the memory of those that are not there.
-    memory_limit_bytes : int
-        Per worker process and thread.
-    address : str, optional
-        Of the running scheduler.
-    """
-
-    kind: Literal["local", "address"] = "local"
-    workers: int | Literal["auto"] = "auto"
-    memory_limit_bytes: int = 2 * 2**30
-    address: str | None = None
+_ANSWER_SECONDS = 30
+_START_SECONDS = 120
 
 
 def usable_cores() -> int:
@@ -61,44 +32,109 @@ def usable_cores() -> int:
 
 
 @contextmanager
-def open_client(settings: ClusterSettings, *, at_most: int | None = None) -> Iterator[Client]:
-    """Yield a client of the cluster that the settings describe; a local one ends with the block.
+def open_client(
+    settings: ClusterSettings, *, at_most: int | None = None, gpus: Sequence[str] = ()
+) -> Iterator[Client]:
+    """Yield a client of the cluster that the settings describe; one that this started ends with the block.
 
     Parameters
     ----------
     settings : ClusterSettings
     at_most : int, optional
-        No more local workers than this: a job of three batches needs no fourth.
+        No more workers than this: a job of three batches needs no fourth. Not where they come and go.
+    gpus : sequence of str
+        This machine's, as ``CUDA_VISIBLE_DEVICES`` names them, where a local cluster is to compute on them:
+        one worker each, which sees that one and declares it.
 
     Raises
     ------
     BadRequest, ClusterLost
     """
-    with dask.config.set(SETTINGS):
-        if settings.kind == "address":
-            yield from _existing(settings)
+    settings.check()
+    with ExitStack() as stack:
+        stack.enter_context(dask.config.set(SETTINGS))
+        if settings.kind == "local":
+            yield stack.enter_context(_local(settings, at_most, gpus))
             return
-        workers = usable_cores() if settings.workers == "auto" else settings.workers
-        if workers < 1:
-            raise BadRequest("a cluster needs a worker", got=workers, expected="1 or more")
-        processes = max(min(workers, at_most or workers), 1)
-        threads = workers // processes
-        with (
-            _quiet(),
-            LocalCluster(
-                n_workers=processes,
-                threads_per_worker=threads,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",
-                memory_limit=settings.memory_limit_bytes * threads,
-                silence_logs=logging.ERROR,
-            ) as cluster,
-            # Not the default of every .compute(): an image that only this process has would be sent there.
-            Client(cluster, set_as_default=False) as client,
-        ):
-            _LOG.info("%d local workers, dashboard at %s", len(client.nthreads()), cluster.dashboard_link)
+        with warnings.catch_warnings():
+            # What follows says it in one line, where it matters.
+            warnings.simplefilter("ignore", VersionMismatchWarning)
+            opened = stack.enter_context(_elsewhere(settings, at_most))
+            check_versions(opened)
+        yield opened
+
+
+@contextmanager
+def _elsewhere(settings: ClusterSettings, at_most: int | None) -> Iterator[Client]:
+    # Here: neither is installed everywhere, nor quick to import.
+    if settings.kind == "slurm":
+        from .slurm_cluster import slurm_client
+
+        with _quiet(), slurm_client(settings, at_most) as client:
             yield client
+    elif settings.kind == "kubernetes":
+        from .kubernetes_cluster import kubernetes_client
+
+        with _quiet(), kubernetes_client(settings, at_most) as client:
+            yield client
+    else:
+        with _existing(settings) as client:
+            yield client
+
+
+class _LocalWorkers(LocalCluster):
+    """Worker processes of this machine, each with a GPU of its own where there are any."""
+
+    def __init__(self, gpus: Sequence[str], **options: Any) -> None:
+        self._gpus = tuple(gpus)
+        super().__init__(n_workers=0, **options)  # type: ignore[no-untyped-call]
+
+    def new_worker_spec(self) -> dict[Any, dict[str, Any]]:
+        """Return name and options of the next worker."""
+        ((name, spec),) = super().new_worker_spec().items()  # type: ignore[no-untyped-call]
+        if not self._gpus:
+            return {name: spec}
+        taken = [each["options"]["env"]["CUDA_VISIBLE_DEVICES"] for each in self.worker_spec.values()]
+        gpu = next(gpu for gpu in self._gpus if gpu not in taken)
+        own = {"env": {"CUDA_VISIBLE_DEVICES": gpu}, "resources": {"GPU": 1}}
+        return {name: {**spec, "options": {**spec["options"], **own}}}
+
+
+@contextmanager
+def _local(settings: ClusterSettings, at_most: int | None, gpus: Sequence[str]) -> Iterator[Client]:
+    workers = usable_cores() if settings.workers == "auto" else settings.workers
+    processes = min(workers, at_most or workers, len(gpus) or workers)
+    threads = workers // processes
+    if settings.maximum is not None:
+        processes, threads = settings.minimum or 1, 1
+    security = None if settings.tls is None else security_of(settings.tls)
+    with (
+        _quiet(),
+        _LocalWorkers(
+            gpus,
+            threads_per_worker=threads,
+            processes=True,
+            host="127.0.0.1",
+            protocol="tcp://" if security is None else "tls://",
+            security=security,
+            dashboard_address="127.0.0.1:0",
+            memory_limit=settings.memory_limit_bytes * threads,
+            silence_logs=logging.ERROR,
+        ) as cluster,
+        # Not the default of every .compute(): an image that only this process has would be sent there.
+        Client(cluster, set_as_default=False) as client,
+    ):
+        if settings.maximum is None:
+            cluster.scale(processes)
+        else:
+            most = min(settings.maximum, len(gpus) or settings.maximum)
+            cluster.adapt(minimum=min(processes, most), maximum=most, target_duration="10ms")
+        try:
+            client.wait_for_workers(1 if settings.is_adaptive else processes, timeout=_START_SECONDS)
+        except TimeoutError as error:
+            raise ClusterLost("worker processes do not start", got=f"{_START_SECONDS} s") from error
+        _LOG.info("%d local workers, dashboard at %s", len(client.nthreads()), cluster.dashboard_link)
+        yield client
 
 
 @contextmanager
@@ -118,13 +154,17 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
+@contextmanager
 def _existing(settings: ClusterSettings) -> Iterator[Client]:
-    if not settings.address:
-        raise BadRequest(
-            "cluster kind address needs an address", where="cluster.address", expected="tcp://host:port"
-        )
+    assert settings.address is not None, "checked"
+    security = security_for_address(settings)
+    if security is None and not is_loopback(split(settings.address)[1]):
+        text = "the scheduler at %s has no TLS: whoever else reaches it can run programs as its owner"
+        _LOG.warning(text, settings.address)
     try:
-        client = Client(settings.address, timeout="30s", set_as_default=False)
+        client = Client(
+            settings.address, timeout=f"{_ANSWER_SECONDS}s", set_as_default=False, security=security
+        )
     except (OSError, TimeoutError, ValueError) as error:
         raise ClusterLost("no scheduler answers", where=settings.address, got=str(error)) from error
     with client:

@@ -17,6 +17,7 @@ from typing import Any
 from denoizarr.errors import ClusterLost
 
 from .batches import Record
+from .dask_settings import patience_seconds
 
 Work = Callable[[int], Record]
 
@@ -25,8 +26,6 @@ _IN_FLIGHT_PER_WORKER = 2
 # How often a scheduler is asked who works, and how long it may take to say so.
 _ASK_SECONDS, _ANSWER_SECONDS = 1.0, 60.0
 _ERROR_BYTES, _ERROR_LETTERS = 100_000, 1000
-# As long as the scheduler itself waits for a worker; see cluster.SETTINGS.
-_WITHOUT_WORKERS_SECONDS = 300.0
 
 
 class FailedOn(Exception):  # noqa: N818
@@ -206,7 +205,7 @@ class Workers:
         threads = self._slots()
         self._addresses = list(threads)
         self._deserted_since = None if threads else self._deserted_since or now
-        if self._deserted_since is not None and now - self._deserted_since > _WITHOUT_WORKERS_SECONDS:
+        if self._deserted_since is not None and now - self._deserted_since > patience_seconds():
             raise ClusterLost(
                 "the cluster has had no workers for a while",
                 got=f"{now - self._deserted_since:.0f} s",

@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 
 from denoizarr.errors import ClusterLost, DenoizarrError
 
+from .dask_settings import patience_seconds
+
 Result = TypeVar("Result")
 
 # How soon a thread that waits for a call sees that the program ends; it keeps the program that long.
 _LOOK_SECONDS = 1.0
 # How often a call that takes long is asked whether anybody is left to answer it.
 _ASK_SECONDS = 10.0
-# As long as the scheduler itself waits for a worker; see cluster.SETTINGS.
-_WITHOUT_WORKERS_SECONDS = 300.0
 
 
 class RemoteCalls:
@@ -103,7 +103,7 @@ class RemoteCalls:
                 continue
             asked = now
             deserted_since = None if self._client.nthreads() else deserted_since or now
-            if deserted_since is not None and now - deserted_since > _WITHOUT_WORKERS_SECONDS:
+            if deserted_since is not None and now - deserted_since > patience_seconds():
                 raise ClusterLost(
                     "the cluster has had no workers for a while",
                     got=f"{now - deserted_since:.0f} s",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,16 @@ class Place:
 def has_cuda() -> bool:
     """Tell whether this process has a GPU."""
     return bool(torch.cuda.is_available())
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """Return the GPUs that this process sees, as ``CUDA_VISIBLE_DEVICES`` names them.
+
+    Counting them begins nothing on them.
+    """
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return tuple(named[:count]) if named else tuple(str(number) for number in range(count))
 
 
 def place_of(client: Any) -> Place:

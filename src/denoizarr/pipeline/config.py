@@ -1,4 +1,4 @@
-"""The job file: the only pydantic models of the package. Validated once, at the border."""
+"""The job file: with its sections beside it all pydantic models there are. Validated once, at the border."""
 
 from __future__ import annotations
 
@@ -7,24 +7,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from denoizarr.errors import ConfigError, ImageNotFound
 from denoizarr.stores import locations, store_options
-from denoizarr.stores.store_options import StoreOptions
 from denoizarr.training.structure import StructuralNoiseExtractor, method_of
 
 from .config_errors import as_config_error, yaml_problem
-
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+from .config_machines import ClusterJobSettings, StorageSettings
+from .config_section import Fraction, Positive, Section
 
 
-class InputSettings(_Section):
+class InputSettings(Section):
     """What to denoise, or what to learn from: ``url`` (a path, or a glob of several images) or ``urls``."""
 
     url: str | None = None
@@ -54,7 +48,7 @@ class InputSettings(_Section):
         )
 
 
-class OutputSettings(_Section):
+class OutputSettings(Section):
     """Where the run folder lies and how the denoised image in it is laid out."""
 
     url: str
@@ -67,7 +61,7 @@ class OutputSettings(_Section):
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
-class PatchFilterSettings(_Section):
+class PatchFilterSettings(Section):
     """Which cells count as background and how often they are drawn all the same."""
 
     name: Literal["shannon", "max", "mean_std", "mask", "none"] = "shannon"
@@ -100,7 +94,7 @@ class PatchFilterSettings(_Section):
         return self
 
 
-class StageSettings(_Section):
+class StageSettings(Section):
     """How one stage is trained: the trainer's options, and where it draws its patches."""
 
     patch_size: int | tuple[int, ...] = 64
@@ -177,7 +171,7 @@ class Stage2Settings(StageSettings):
         return self
 
 
-class ExtractorSettings(_Section):
+class ExtractorSettings(Section):
     """How the shape of structured noise is measured; a setting that is left out has its method's default."""
 
     method: Literal["significance", "rings"] = "significance"
@@ -220,66 +214,7 @@ class ExtractorSettings(_Section):
         return StructuralNoiseExtractor(**self.model_dump(exclude_none=True))
 
 
-class ClusterJobSettings(_Section):
-    """Who runs the network over the image."""
-
-    kind: Literal["local", "address"] = "local"
-    workers: Literal["auto"] | Positive = "auto"
-    memory_limit: str | int = "2GiB"
-    address: str | None = None
-
-    @model_validator(mode="after")
-    def _address_has_kind(self) -> ClusterJobSettings:
-        if (self.kind == "address") != (self.address is not None):
-            raise ValueError("kind: address and address go together")
-        return self
-
-
-class BucketSettings(_Section):
-    """How a bucket is reached: see :class:`denoizarr.stores.store_options.StoreOptions`. Never a secret."""
-
-    endpoint: str | None = None
-    region: str | None = None
-    anonymous: bool = False
-    requester_pays: bool = False
-    profile: str | None = None
-    encryption: Literal["AES256", "aws:kms", "aws:kms:dsse", "customer"] | None = None
-    kms_key: str | None = None
-    customer_key_variable: str | None = None
-    allow_http: bool = False
-    connect_seconds: Annotated[float, Field(gt=0)] = 10.0
-    request_seconds: Annotated[float, Field(gt=0)] = 120.0
-    tries: Positive = 8
-    first_wait_seconds: Annotated[float, Field(gt=0)] = 0.1
-    total_seconds: Annotated[float, Field(gt=0)] = 180.0
-    concurrency: Positive = 32
-
-    @model_validator(mode="after")
-    def _options_that_fit(self) -> BucketSettings:
-        self.options()
-        return self
-
-    def options(self) -> StoreOptions:
-        """Return the options; ``BadRequest`` where they do not fit each other."""
-        return StoreOptions(**self.model_dump(exclude={"buckets"}))
-
-
-class StorageSettings(BucketSettings):
-    """How all buckets of the job are reached, and ``buckets`` that are reached otherwise, by their URL."""
-
-    buckets: dict[str, BucketSettings] = {}
-
-    @field_validator("buckets")
-    @classmethod
-    def _urls_of_buckets(cls, value: dict[str, BucketSettings]) -> dict[str, BucketSettings]:
-        for url in value:
-            if not locations.is_remote(url):
-                raise ValueError(f"{locations.redact(url)!r} is no bucket: s3://name, gs://name, az://name")
-            locations.join(url)
-        return value
-
-
-class JobConfig(_Section):
+class JobConfig(Section):
     """One whole job. ``input`` and ``output`` alone are a complete job file."""
 
     input: InputSettings
@@ -381,6 +316,7 @@ class JobConfig(_Section):
                 "input": self.input.resolved(base),
                 "target": None if self.target is None else self.target.resolved(base),
                 "output": self.output.model_copy(update={"url": locations.absolute(self.output.url, base)}),
+                "cluster": self.cluster.resolved(base),
                 "stage2": self.stage2.model_copy(
                     update={"mask_file_path": None if mask is None else locations.absolute(mask, base)}
                 ),
@@ -409,9 +345,8 @@ class JobConfig(_Section):
 
     def identity(self) -> dict[str, Any]:
         """Return what of the job decides the bytes of its outputs: all but who does the work, and when."""
-        body = self.model_dump(
-            mode="json", exclude={"cluster": {"kind", "workers", "address"}, "storage": True}
-        )
+        body = self.model_dump(mode="json", exclude={"cluster", "storage"})
+        body["cluster"] = {"memory_limit": self.cluster.memory_limit}
         body["output"].pop("url")
         for stage in ("stage1", "stage2"):
             body[stage].pop("checkpoint_minutes")

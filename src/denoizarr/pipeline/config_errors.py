@@ -30,6 +30,9 @@ _NOT_OF_A_JOB = {
     "device": "leave it out: a job takes the GPU by itself where the machine has one, and the CPU where not",
 }
 
+# Where people put keys and passwords by mistake: what lies there is not repeated.
+_MAY_BE_SECRET = {"tls", "prologue", "address"}
+
 
 def as_config_error(error: ValidationError, where: str, job: type[BaseModel]) -> ConfigError:
     """Turn pydantic's first finding into one line of ours.
@@ -40,7 +43,7 @@ def as_config_error(error: ValidationError, where: str, job: type[BaseModel]) ->
     where : str
         The job file.
     job : type of BaseModel
-        The model of a whole job: what keys there are.
+        The model of a whole job, or of the section that the file is: what keys there are.
     """
     finding = error.errors(include_url=False)[0]
     place = [
@@ -68,7 +71,8 @@ def as_config_error(error: ValidationError, where: str, job: type[BaseModel]) ->
         )
     message = finding["msg"].removeprefix("Value error, ")
     value = finding.get("input")
-    shown = None if isinstance(value, dict | BaseModel) else repr(value)
+    is_shown = not isinstance(value, dict | BaseModel) and not _MAY_BE_SECRET & set(place)
+    shown = repr(value) if is_shown else None
     return ConfigError(f"{dotted}: {message}" if dotted else message, where=where, got=shown)
 
 

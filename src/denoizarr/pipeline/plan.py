@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from denoizarr.engine.cluster import usable_cores
+from denoizarr.engine.cluster_settings import cores_of
 from denoizarr.engine.simulation import Projection
 from denoizarr.errors import BadData, BadRequest, Unfinished
 from denoizarr.training.options import TrainingOptions
@@ -105,7 +106,7 @@ def plan(
     except (BadRequest, BadData, Unfinished) as error:
         return Plan(problems=(str(error),))
     planned = checked.predictions
-    cores = usable_cores() if job.cluster.workers == "auto" else job.cluster.workers
+    cores = cores_of(job.cluster.settings(), usable_cores())
     voxels = sum(prod(p.reader.shape) * p.recompute_factor for p in planned)
     times = 1 + int(checked.stage1 is not None and checked.stage2 is not None and job.output.keep_stage1)
     cost = _cost(checked.stage2 or checked.stage1)

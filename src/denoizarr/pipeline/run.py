@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from denoizarr.engine.cluster import ClusterSettings, open_client, usable_cores
 from denoizarr.engine.driver_lock import only_driver
 from denoizarr.engine.ledger import Ledger
-from denoizarr.engine.memory_limits import parse_bytes
 from denoizarr.engine.summary import RunSummary, added, smaller_tiles_in_words
 from denoizarr.errors import BadRequest, DegenerateData, ImageNotFound, MetadataError
 from denoizarr.images.output import is_complete
 from denoizarr.images.periodic_record import images_of_record, periodic_record
+from denoizarr.inference.devices import visible_gpus
 from denoizarr.inference.predict import predict
 from denoizarr.report.page import write_report
 from denoizarr.selection.image_scores import ImageScores, score_image
@@ -81,6 +81,10 @@ class _Run:
 
     def path(self, *parts: str) -> str:
         return locations.join(self.job.output.url, *parts)
+
+    def reading_client(self) -> Any:
+        """Return the client of a cluster that looks at images, too; None where threads of this process do."""
+        return self.client_of() if self.job.cluster.settings().reads_images else None
 
     @contextmanager
     def step(self, name: str, *, done: bool = False) -> Iterator[dict[str, Any]]:
@@ -214,7 +218,7 @@ def _take_lines_away(run: _Run) -> None:
     done = locations.exists(url)
     with run.step("periodic lines", done=done) as entry:
         if not done:
-            client = run.client_of() if run.job.cluster.kind == "address" else None
+            client = run.reading_client()
             found = periodic_record(run.checked.images, run.checked.names, client=client)
             records.write_json(url, found)
             entry["note"] = str(found["note"])
@@ -240,7 +244,7 @@ def _scores_of(run: _Run, stage: str) -> list[ImageScores]:
                 number,
                 places=places_of(job, checked.names, name, settings, first),
                 statistics=True,
-                client=run.client_of() if job.cluster.kind == "address" else None,
+                client=run.reading_client(),
                 threads=usable_cores(),
                 progress=run.progress,
             )
@@ -372,9 +376,7 @@ def _infer(run: _Run, stage1: Denoiser | None, final: Denoiser) -> RunSummary:
 
 def _cluster_of(checked: CheckedJob) -> tuple[ClusterSettings, int]:
     """Return the job's cluster and the number of workers that it can use."""
-    given = checked.job.cluster
-    settings = ClusterSettings(given.kind, given.workers, parse_bytes(given.memory_limit), given.address)
-    return settings, sum(planned.batches for planned in checked.predictions)
+    return checked.job.cluster.settings(), sum(planned.batches for planned in checked.predictions)
 
 
 @contextmanager
@@ -389,7 +391,9 @@ def _lazy_client(cluster: tuple[ClusterSettings, int]) -> Iterator[Callable[[], 
 
         def client_of() -> Any:
             if not opened:
-                opened.append(stack.enter_context(open_client(settings, at_most=at_most)))
+                opened.append(
+                    stack.enter_context(open_client(settings, at_most=at_most, gpus=visible_gpus()))
+                )
             return opened[0]
 
         if settings.kind == "address":

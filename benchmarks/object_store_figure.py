@@ -104,10 +104,11 @@ def draw(found: Rates, path: Path) -> None:
     """Write the picture as PNG."""
     figure = canvas.new_canvas(
         "Reading an image from a bucket as requests take longer",
-        "MB of decoded voxels per second of wall time, of 12 MiB of uint16 that hardly compress. The bucket is an "
-        "emulator on the reader's own two cores, behind a proxy that holds every request back; what both can pass "
-        "on at all is the ceiling of all lines. Zarr-python asks for ten chunks at once, and for those of a shard "
-        "one after another; denoizarr for 32, and for neighbours in a shard together.",
+        "MB of decoded voxels per second of wall time, of 12 MiB of uint16 that hardly compress. The "
+        "bucket is an emulator on the reader's own two cores, behind a proxy that holds every request "
+        "back; what both can pass on at all is the ceiling of all lines. Zarr-python asks for ten "
+        "chunks at once, and for those of a shard one after another; denoizarr for 32, and for "
+        "neighbours in a shard together.",
         height=5.2,
     )
     for axes, name in zip(figure.subplots(1, len(LAYOUTS), sharey=True), LAYOUTS, strict=True):

@@ -3,9 +3,9 @@
     python benchmarks/object_store_figure.py --out docs/object-stores.png
 
 The bucket is moto's, on this machine, behind the tests' proxy, which holds every request back for as long as
-it is told, all in flight side by side. Both are Python programs that share the machine's cores with the reader:
-what they can pass on at all (some hundred requests a second) is the ceiling here, and no store's. A minute or
-two; ratios of wall time within one run.
+it is told, all in flight side by side. Both are Python programs that share the machine's cores with the
+reader: what they can pass on at all (some hundred requests a second) is the ceiling here, and no store's. A
+minute or two; ratios of wall time within one run.
 """
 
 from __future__ import annotations

@@ -234,6 +234,18 @@ class ClusterJobSettings(_Section):
         return self
 
 
+class CostSettings(_Section):
+    """What the job may cost, and by which prices. None of it decides a byte of the output."""
+
+    prices: str | dict[str, str | float] | None = None
+    currency: str | None = None
+    max_cost: Annotated[float, Field(ge=0)] | None = None
+    storage_months: Annotated[float, Field(ge=0)] = 1.0
+    charge_local: bool = False
+    processor: Literal["auto", "cpu", "gpu"] = "auto"
+    gpu_voxels_per_second: Annotated[float, Field(gt=0)] = 20e6
+
+
 class JobConfig(_Section):
     """One whole job. ``input`` and ``output`` alone are a complete job file."""
 
@@ -248,6 +260,7 @@ class JobConfig(_Section):
     stage2: Stage2Settings = Stage2Settings()
     extractor: ExtractorSettings = ExtractorSettings()
     cluster: ClusterJobSettings = ClusterJobSettings()
+    cost: CostSettings = CostSettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -336,6 +349,7 @@ class JobConfig(_Section):
                 "patch_filter": self.patch_filter.model_copy(update={"mask": absolute}),
                 "input": self.input.resolved(base),
                 "target": None if self.target is None else self.target.resolved(base),
+                "cost": self.cost.model_copy(update={"prices": _placed(self.cost.prices, base)}),
                 "output": self.output.model_copy(update={"url": _absolute(self.output.url, base)}),
                 "stage2": self.stage2.model_copy(
                     update={"mask_file_path": None if mask is None else _absolute(mask, base)}
@@ -350,11 +364,15 @@ class JobConfig(_Section):
 
     def identity(self) -> dict[str, Any]:
         """Return what of the job decides the bytes of its outputs: all but who does the work, and when."""
-        body = self.model_dump(mode="json", exclude={"cluster": {"kind", "workers", "address"}})
+        body = self.model_dump(mode="json", exclude={"cluster": {"kind", "workers", "address"}, "cost": True})
         body["output"].pop("url")
         for stage in ("stage1", "stage2"):
             body[stage].pop("checkpoint_minutes")
         return body
+
+
+def _placed(prices: str | dict[str, str | float] | None, base: Path) -> Any:
+    return _absolute(prices, base) if isinstance(prices, str) else prices
 
 
 def _absolute(url: str, base: Path) -> str:

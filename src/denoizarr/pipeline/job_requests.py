@@ -24,10 +24,10 @@ from .looking_requests import (
     index_made,
     lines_measured,
     lines_sought,
-    looked_through,
     noise_read,
     scores_found_again,
     scores_kept,
+    scores_of_floats,
     scores_read,
 )
 from .requests import (
@@ -129,8 +129,8 @@ def _lines_found(checked: CheckedJob, images: Sequence[TrainingImage]) -> StepRe
     """Return what lines cost where there are some: the measurement, and scores of floats in three passes."""
     total = lines_measured(images)
     look = next(iter(checked.looks.values()))
-    if look.score_filter is not None and images[0].reader.dtype.kind != "f":
-        total += looked_through(images, 2)
+    for image in images:
+        total += scores_of_floats(image, look)
     return StepRequests("periodic lines, if found", total, NONE, is_certain=False)
 
 

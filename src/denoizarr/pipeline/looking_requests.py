@@ -11,6 +11,7 @@ from denoizarr.engine.cluster import usable_cores
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import Grid, ceil_div
 from denoizarr.images.periodic import spread_planes, spread_sites
+from denoizarr.images.plane_waves import spans_read
 from denoizarr.selection.cell_classes import piece_shape
 from denoizarr.selection.cells import Cells
 from denoizarr.selection.index_settings import IndexSettings
@@ -29,6 +30,8 @@ from .writing_requests import recorded_step
 
 # Windows of the sides that periodic lines are sought in; of few of the larger, the smaller are read as well.
 _LINE_SIDES, _LINE_SITE, _ENOUGH_WINDOWS = (128, 64), 256, 16
+# Of periodic lines, harmonics counted: no more are looked for.
+_MOST_LINES = 24
 # A record of a batch of a survey: histograms of up to 65,536 bins, compressed, for every channel.
 _HISTOGRAM_BYTES = 2**18
 # The maps of scores are looked through for a threshold, and for every cell's class.
@@ -53,10 +56,7 @@ def lines_sought(images: Sequence[TrainingImage]) -> Requests:
 
 
 def lines_measured(images: Sequence[TrainingImage]) -> Requests:
-    """Return what it takes to measure lines that were found: some planes, then every chunk.
-
-    Read plane by plane in rows of chunks; at worst each chunk by itself.
-    """
+    """Return what it takes to measure lines that were found: some planes, then all, in bands of chunks."""
     stored = {id(image.reader): image.stored for image in images}
     planes = [
         (reader, Box((*box.start, 0, 0), (*box.stop, *reader.shape[-2:])))
@@ -64,16 +64,21 @@ def lines_measured(images: Sequence[TrainingImage]) -> Requests:
     ]
     total = _of_boxes(stored, planes)
     for image in images:
-        total += image.stored.reading_grid(_chunk_cuts(image.reader), usable_cores())
+        ends = [np.array(spans, np.int64).T for spans in spans_read(image.reader, _MOST_LINES)]
+        if ends:
+            total += image.stored.reading([a for a, _ in ends], [b for _, b in ends], usable_cores())
     return total
 
 
-def looked_through(images: Sequence[TrainingImage], passes: int) -> Requests:
-    """Return what so many passes over all voxels take, chunk by chunk."""
-    total = NONE
-    for image in images:
-        total += passes * image.stored.reading_grid(_chunk_cuts(image.reader), usable_cores())
-    return total
+def scores_of_floats(image: TrainingImage, settings: IndexSettings) -> Requests:
+    """Return what scoring an image takes beyond one pass, once it is less its lines, and of floats."""
+    found = settings.score_filter
+    if found is None or image.reader.dtype.kind == "f" or not found.score.needs_bounds(np.dtype(np.float32)):
+        return NONE
+    cells, sweep = _sweep_of(image.reader, settings, np.dtype(np.float32).itemsize)
+    return 2 * _swept(
+        image, sweep, [_voxels(cells, sweep, axis, own=True) for axis in range(len(cells.dims))]
+    )
 
 
 def scores_read(image: TrainingImage, settings: IndexSettings, number: int) -> Requests:
@@ -89,7 +94,7 @@ def scores_read(image: TrainingImage, settings: IndexSettings, number: int) -> R
         source = mask.source.mask if isinstance(mask.source, MaskSource) else mask.source
         total += _whole_of(source, 2)
     if settings.roi is not None:
-        total += 2 * looked_through([image], 1)
+        total += _by_chunk(image, 2)
     return total
 
 
@@ -220,9 +225,16 @@ def _chunk_cuts(reader: ImageReader) -> list[Integers]:
     ]
 
 
-def _sweep_of(reader: ImageReader, settings: IndexSettings) -> tuple[Cells, Sweep]:
+def _by_chunk(image: TrainingImage, passes: int) -> Requests:
+    """Return what so many passes over all voxels take at most, where each chunk is read by itself."""
+    return passes * image.stored.reading_grid(_chunk_cuts(image.reader), usable_cores())
+
+
+def _sweep_of(
+    reader: ImageReader, settings: IndexSettings, itemsize: int | None = None
+) -> tuple[Cells, Sweep]:
     cells = Cells(tuple(reader.dims), tuple(reader.shape), settings.patch)
-    return cells, plan_sweep(cells, reader.chunks, reader.dtype.itemsize)
+    return cells, plan_sweep(cells, reader.chunks, itemsize or reader.dtype.itemsize)
 
 
 def _needs_bounds(reader: ImageReader, settings: IndexSettings) -> bool:
@@ -270,7 +282,7 @@ def _whole_of(source: object, passes: int) -> Requests:
     if not isinstance(source, ImageSource):
         return NONE
     reader = open_source(source)
-    return looked_through([TrainingImage(reader, StoredImage.of(reader))], passes)
+    return _by_chunk(TrainingImage(reader, StoredImage.of(reader)), passes)
 
 
 def _coarse_level(reader: ImageReader, settings: IndexSettings) -> Requests:

@@ -7,15 +7,17 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from denoizarr.engine import json_logs
 from denoizarr.errors import DenoizarrError
 
 from . import diffusion as diffusion
 from . import images as images
 from . import jobs as jobs
+from . import logs as logs
 from . import looking as looking
 from . import models as models
 from . import noise as noise
-from .app import app
+from .logs import run_app, tell_error
 from .stopping import has_ended, obey_signals
 
 
@@ -32,12 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     logging.getLogger("denoizarr").setLevel(logging.INFO)
     obey_signals()
     try:
-        app(given, standalone_mode=True)
+        run_app(given)
     except DenoizarrError as error:
         has_ended()
-        if "--debug" in given:
+        if "--debug" in given and not json_logs.are_on():
             raise
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        tell_error(error, with_traceback="--debug" in given)
         sys.exit(error.exit_status)
     finally:
         has_ended()

@@ -79,8 +79,8 @@ def told(summary: Any, blocks_option: str | None = None) -> str:
     lines = [f"output {summary.destination}", f"{blocks}, {cost}"]
     if summary.blocks_in_smaller_tiles:
         lines.append(smaller_tiles_in_words(summary))
-    if summary.requests:
-        lines.append(f"{summary.requests} requests to object stores, {summary.retries} of them once more")
+    if summary.requests or summary.retries:
+        lines.append(f"{summary.requests} requests to object stores, {summary.retries} tries once more")
     if summary.missing_chunks:
         lines.append(f"{summary.missing_chunks} absent input chunks were read as the fill value")
     lines += [f"changed: {change}" for change in summary.changes]

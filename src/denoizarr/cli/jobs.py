@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from math import inf
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .app import Debug, Json, app, say, told
+
+Prices = Annotated[
+    Path | None,
+    typer.Option(help="Your own prices, a YAML file in place of the example that is shipped."),
+]
+MaxCost = Annotated[
+    float | None, typer.Option(min=0, help="Refuse a job that may cost more, in the currency of the prices.")
+]
 
 
 @app.command()
@@ -41,21 +50,25 @@ def plan(
         float | None,
         typer.Option(help="What the store gives all workers together, in MB/s. [default: grows with them]"),
     ] = None,
+    prices: Prices = None,
+    max_cost: MaxCost = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """The dry run: what a job would read, write, need and take, and why it would be refused.
+    """The dry run: what a job would read, write, need, take and cost, and why it would be refused.
 
-    Example: `denoizarr plan job.yaml --workers 100 --store-rate 5000`
+    Example: `denoizarr plan job.yaml --workers 100 --store-rate 5000 --prices prices.yaml --max-cost 50`
     """
     from denoizarr.pipeline.plan import plan as run_plan
     from denoizarr.pipeline.scaling import in_words
     from denoizarr.report.words import duration
 
     rate = inf if store_rate is None else store_rate * 1e6
-    planned = run_plan(job, workers=workers, store_bytes_per_second=rate)
+    planned = run_plan(job, workers=workers, store_bytes_per_second=rate, prices=prices, max_cost=max_cost)
+    table = "" if planned.cost is None else planned.cost.in_words()
     if planned.problems:
-        say("\n".join(f"problem: {problem}" for problem in planned.problems), planned.to_json(), as_json)
+        problems = [f"problem: {problem}" for problem in planned.problems]
+        say("\n".join([*([table] if table else []), *problems]), planned.to_json(), as_json)
         raise typer.Exit(2)
     lines = (
         f"blocks {planned.blocks} in {planned.batches} batches\n"
@@ -68,13 +81,22 @@ def plan(
     )
     if planned.projection is not None:
         lines += f"\n{in_words(planned.projection, planned.workers)}"
-    lines = "\n".join([lines, *(f"note: {note}" for note in planned.notes)])
+    lines = "\n".join([lines, table, *(f"note: {note}" for note in planned.notes)])
     say(lines, planned.to_json(), as_json)
 
 
 @app.command()
 def run(
     job: Annotated[str, typer.Argument(help="A job file, or its URL.")],
+    prices: Prices = None,
+    max_cost: MaxCost = None,
+    metrics_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Counters for monitoring, in Prometheus' text format, such as "
+            "/var/lib/node_exporter/denoizarr.prom; besides metrics.prom in the run folder."
+        ),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -90,7 +112,7 @@ def run(
     from denoizarr.pipeline.run import run_pipeline
     from denoizarr.stores import locations
 
-    summary = run_pipeline(job)
+    summary = run_pipeline(job, prices=prices, max_cost=max_cost, metrics_file=metrics_file)
     report = locations.join(locations.parent_of(summary.destination), "report.html")
     say(f"{told(summary)}\nreport {report}", summary.to_json(), as_json)
 

@@ -21,6 +21,9 @@ from .stages import Stages, overlapped
 # How long a batch may go on without asking whether its output is still its job's.
 _CLAIM_SECONDS = 1.0
 
+# What a block's result may say of the bytes that it moved: they are added up in the record of its batch.
+MOVED = ("read_bytes", "written_bytes")
+
 Record = dict[str, Any]
 Task = Callable[[Any, int], Record]
 
@@ -79,10 +82,16 @@ def run_batch(
     """
     store_options.take(stores)
     checked = float("-inf")
+    again: list[str] = []
 
     def persist(work: Callable[[], Any], what: str, *drawn_from: object) -> Any:
+        is_first = True
+
         def claimed_work() -> Any:
-            nonlocal checked
+            nonlocal checked, is_first
+            if not is_first:
+                again.append(what)  # from any thread
+            is_first = False
             if ledger is not None and time.monotonic() - checked > _CLAIM_SECONDS:
                 ledger.check_claim()
                 checked = time.monotonic()
@@ -100,16 +109,20 @@ def run_batch(
         results = overlapped(step.task, step.spec, blocks, persist)
     else:
         results = [persist(lambda n=n: step.task(step.spec, n), f"block {n}", n) for n in blocks]  # type: ignore[misc]
+    moved = {name: sum(result.pop(name, 0) for result in results) for name in MOVED}
     record: Record = {
         "batch": batch,
         "blocks": [blocks.start, blocks.stop],
         "results": step.merge(results) if step.merge is not None else results,
         "seconds": round(time.monotonic() - started, 3),
         "peak_bytes": peak_bytes(),
+        **{name: n_bytes for name, n_bytes in moved.items() if n_bytes},
     }
-    requests, again = attempts.take_counts()
+    requests, repeated = attempts.take_counts()
     if requests:
-        record |= {"requests": requests, "retries": again}
+        record["requests"] = requests
+    if repeated or again:
+        record["retries"] = repeated + len(again)
     if ledger is not None:
         persist(lambda: ledger.put(step.name, batch, record), f"record {batch}")
         failpoints.reach("recorded")

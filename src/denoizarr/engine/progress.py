@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then in a log."""
+"""Progress of long work: a bar on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 import time
 from types import TracebackType
 from typing import Self
+
+from . import json_logs
 
 _LOG = logging.getLogger("denoizarr.progress")
 # A log grows by a line at each tenth of the work, but no faster than this and no slower than the other.
@@ -32,7 +34,7 @@ class Progress:
         self._said = time.monotonic()
         self._said_at = 0
         self._bar = None
-        if enabled and sys.stderr.isatty():
+        if enabled and sys.stderr.isatty() and not json_logs.are_on():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bars
@@ -51,7 +53,7 @@ class Progress:
         if self._bar is not None:
             self._bar.start()
         elif self.enabled:
-            _LOG.info("%s: 0 of %d", self.label, self.total)
+            _LOG.info("%s: 0 of %d", self.label, self.total, extra=self._fields())
         return self
 
     def advance(self, n: int = 1, note: str = "") -> None:
@@ -61,7 +63,13 @@ class Progress:
             self._bar.update(self._task, advance=n, note=note)
         elif self.enabled and self._is_time():
             self._said, self._said_at = time.monotonic(), self.done
-            _LOG.info("%s: %d of %d%s", self.label, self.done, self.total, f" ({note})" if note else "")
+            text = f" ({note})" if note else ""
+            _LOG.info("%s: %d of %d%s", self.label, self.done, self.total, text, extra=self._fields(note))
+
+    def _fields(self, note: str = "") -> dict[str, dict[str, str | int]]:
+        """Return what a log for machines keeps beside the words."""
+        told: dict[str, str | int] = {"label": self.label, "done": self.done, "total": self.total}
+        return {"progress": told | ({"note": note} if note else {})}
 
     def _is_time(self) -> bool:
         waited = time.monotonic() - self._said

@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from denoizarr.errors import BlockFailed, Outage, Stopped
+from denoizarr.geometry.grids import batch_of
 from denoizarr.stores import store_options
 
 from . import failpoints
@@ -25,6 +26,7 @@ from .batches import Step as Step
 from .batches import Task as Task
 from .batches import peak_bytes as peak_bytes
 from .batches import run_batch
+from .counters import Counters, current_counters
 from .crews import Threads, Workers
 from .deadlines import DeadlinePolicy, Deadlines
 from .failures import Failures
@@ -117,6 +119,7 @@ def run_step(
     work = partial(run_batch, step, ledger, retries=retries, stores=store_options.in_use())
     waves = Waves(crew, work, name, Deadlines(deadlines), fetch=ledger is None)
     todo = (batch for batch in mine if not done[batch])
+    tally = _Tally(current_counters(), step, name, mine, done)
     # Without a ledger there is nothing to save by waiting.
     with (
         StopSignals(ledger is not None, _DRAINS) as stop,
@@ -126,6 +129,7 @@ def run_step(
         if n_done := sum(done[batch] for batch in mine):
             bar.advance(n_done, "done before")
         for batch, outcome in outcomes:
+            tally.ended(batch, waves.in_flight, outcome)
             if isinstance(outcome, BaseException):
                 failures.add(batch, outcome)
             else:
@@ -140,6 +144,7 @@ def run_step(
                     folded += 1
             bar.advance()
         is_stopped = stop.are_pending
+    tally.over()
     if is_stopped:  # and the handler that was there before let it pass
         raise Stopped("stopped by a signal", where=name, remedy="run the same job again to resume")
     if failures:
@@ -147,7 +152,7 @@ def run_step(
     if ledger is None:
         return [arrived[batch] for batch in range(n_batches)] if fold is None else []
     gathering.finish()
-    stored = _stored(ledger, step, done, mine, _UNSEEN_SECONDS if client is not None else 0.0)
+    stored = tally.reading(_stored(ledger, step, done, mine, _UNSEEN_SECONDS if client is not None else 0.0))
     if fold is None:
         return list(stored)
     for record in stored:
@@ -159,6 +164,41 @@ def is_done(step: Step, ledger: Ledger) -> bool:
     """Tell whether every batch of a step has its record, in the partition that it was begun with."""
     size = ledger.blocks_per_batch(step.name, step.n_blocks)
     return size is not None and ledger.holds(step.name, replace(step, blocks_per_batch=size).n_batches)
+
+
+class _Tally:
+    """What goes into the counters of the run that this step is part of, if anybody counts."""
+
+    def __init__(
+        self, counters: Counters | None, step: Step, name: str, mine: Sequence[int], done: bytearray
+    ) -> None:
+        self._counters, self._step, self._name = counters, step, name
+        if counters is not None:
+            before = sum(self._blocks(batch) for batch in mine if done[batch])
+            counters.begin_part(name, sum(map(self._blocks, mine)), before)
+
+    def _blocks(self, batch: int) -> int:
+        return len(batch_of(batch, self._step.n_blocks, self._step.blocks_per_batch))
+
+    def ended(self, batch: int, in_flight: int, outcome: Record | BaseException) -> None:
+        if self._counters is None:
+            return
+        failed = isinstance(outcome, BaseException)
+        self._counters.batch_ended(self._name, self._blocks(batch), in_flight, failed=failed)
+        if not isinstance(outcome, BaseException):
+            # Without a ledger it is the whole record; with one, no more than that it is there.
+            self._counters.add_record(self._name, outcome)
+
+    def over(self) -> None:
+        if self._counters is not None:
+            self._counters.nothing_in_flight()
+
+    def reading(self, records: Iterable[Record]) -> Iterator[Record]:
+        """Yield the records, and count what they say."""
+        for record in records:
+            if self._counters is not None:
+                self._counters.add_record(self._name, record)
+            yield record
 
 
 class _Gathering:

@@ -30,7 +30,8 @@ class RunSummary:
     blocks_in_smaller_tiles : int
         Blocks for which memory was too short, and that were computed once more in tiles of half the sides.
     requests, retries : int
-        To object stores, of the blocks done; how many of them were made once more. 0 where all is on disks.
+        Of the blocks done: requests to object stores, 0 where all is on disks; how often one of them, or a
+        whole block, was tried once more.
     """
 
     destination: str

@@ -87,6 +87,11 @@ class Waves:
         self._sick: frozenset[str] = frozenset()
         self._looked = clock()
 
+    @property
+    def in_flight(self) -> int:
+        """Number of batches that are out."""
+        return len(self._running)
+
     def run(
         self, todo: Iterable[int], may_go_on: Callable[[], bool]
     ) -> Generator[tuple[int, Record | BaseException], None, None]:

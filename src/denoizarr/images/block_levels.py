@@ -36,7 +36,8 @@ def write_with_levels(layout: OutputLayout, block: int, values: Array) -> dict[s
     Returns
     -------
     dict
-        ``checksum`` of the stored object; ``above``: of those of coarser levels, finest first, if any.
+        ``checksum`` of the stored object; ``above``: of those of coarser levels, finest first, if any;
+        ``written_bytes`` of all together.
 
     Raises
     ------
@@ -50,5 +51,7 @@ def write_with_levels(layout: OutputLayout, block: int, values: Array) -> dict[s
         values = mean_pool(values, level.factors)
         box = level.write_units.box(block)
         assert box.shape == values.shape, f"level {level.path}: {box} above block {block}"
-        above.append(write_box(open_level(layout, level), box, values)["checksum"])
+        coarser = write_box(open_level(layout, level), box, values)
+        above.append(coarser["checksum"])
+        record["written_bytes"] += coarser["written_bytes"]
     return record | ({"above": above} if above else {})

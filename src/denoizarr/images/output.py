@@ -238,7 +238,7 @@ def write_box(array: zarr.Array[Any], box: Box, values: NDArray[Any]) -> dict[st
     Returns
     -------
     dict
-        ``checksum``: 16 hex digits for each stored object, in key order.
+        ``checksum``: 16 hex digits for each stored object, in key order; ``written_bytes``: of all of them.
 
     Raises
     ------
@@ -265,7 +265,10 @@ def write_box(array: zarr.Array[Any], box: Box, values: NDArray[Any]) -> dict[st
     keys = [chunk_key(array, index) for index in _units_in(box, unit)]
     with locations.translated(str(array.store)):
         stored = _write_and_read(array, box, values, keys)
-    return {"checksum": "".join(stored_checksum(data.to_bytes()) for data in stored)}
+    return {
+        "checksum": "".join(stored_checksum(data.to_bytes()) for data in stored),
+        "written_bytes": sum(len(data) for data in stored),
+    }
 
 
 def _write_and_read(

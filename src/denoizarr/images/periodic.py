@@ -116,7 +116,7 @@ def find_periodic_lines(images: Sequence[xr.DataArray]) -> tuple[Line, ...]:
         return ()
     frequencies = [line.frequency for line in candidates]
     found: list[list[Wave]] = [[] for _ in candidates]
-    for reader, plane in _spread_planes(readers):
+    for reader, plane in spread_planes(readers):
         for waves, wave in zip(found, waves_of_plane(reader, frequencies, plane), strict=True):
             least = _LEAST_STEP if reader.dtype.kind in "ui" else 0.0
             if wave.amplitude > least:
@@ -173,7 +173,7 @@ def _sampled_windows(readers: Sequence[ImageReader]) -> Array:
     """Return windows spread evenly over all images, (n, side, side), of the larger side that gives enough."""
     windows = np.empty((0, _SIDES[-1], _SIDES[-1]))
     for side in _SIDES:
-        sites = _spread_sites(readers, side)
+        sites = spread_sites(readers, side)
         if not sites:
             continue
         cut = [_cut(_read_plane(reader, box), side) for reader, box in sites]
@@ -183,7 +183,7 @@ def _sampled_windows(readers: Sequence[ImageReader]) -> Array:
     return windows
 
 
-def _spread_sites(readers: Sequence[ImageReader], side: int) -> list[tuple[ImageReader, Box]]:
+def spread_sites(readers: Sequence[ImageReader], side: int) -> list[tuple[ImageReader, Box]]:
     """Return up to 64 boxes of single planes, far from each other in the order of voxels."""
     large = [reader for reader in readers if min(reader.shape[-2:]) >= side]
     counts = [(*r.shape[:-2], *(ceil_div(n - side + 1, _SITE) for n in r.shape[-2:])) for r in large]
@@ -217,7 +217,7 @@ def _cut(plane: Array, side: int) -> Array:
     return whole.swapaxes(1, 2).reshape(-1, side, side)
 
 
-def _spread_planes(readers: Sequence[ImageReader]) -> list[tuple[ImageReader, Box]]:
+def spread_planes(readers: Sequence[ImageReader]) -> list[tuple[ImageReader, Box]]:
     """Return up to four planes spread over all images, and over their channels."""
     counts = [prod(reader.shape[:-2]) for reader in readers]
     ends = np.cumsum(counts)

@@ -102,8 +102,28 @@ def _measured(reader: ImageReader, frequencies: tuple[Frequency, ...], leading: 
     return np.array(waves).reshape(*leading.shape, len(frequencies), 4)
 
 
+def spans_read(reader: ImageReader, frequencies: int) -> list[list[tuple[int, int]]]:
+    """Return the spans along every axis of which all combinations are read to measure so many waves.
+
+    Empty where a plane is too small to measure.
+    """
+    plane = reader.shape[-2:]
+    columns = cell_edges(plane[1])
+    if columns is None or cell_edges(plane[0]) is None:
+        return []
+    leading = _leading_spans(reader, max(_GROUP_BYTES // _sums_bytes(plane, frequencies), 1))
+    thickest = tuple(max(b - a for a, b in spans) for spans in leading)
+    pieces = _column_pieces(reader, Box((0,) * len(thickest), thickest), columns)
+    return [*leading, list(_bands(reader)), [(int(columns[a]), int(columns[b])) for a, b in pieces]]
+
+
 def _leading_boxes(reader: ImageReader, most: int) -> Iterator[Box]:
     """Yield boxes of planes, ``most`` at a time, that lie in the same chunks: these are decoded once."""
+    for bounds in product(*_leading_spans(reader, most)):
+        yield Box(tuple(a for a, _ in bounds), tuple(b for _, b in bounds))
+
+
+def _leading_spans(reader: ImageReader, most: int) -> list[list[tuple[int, int]]]:
     parts = []
     for n, chunk, offset in zip(reader.shape[:-2], reader.chunks[:-2], reader.offset[:-2], strict=True):
         edges = [0, *range(chunk - offset, n, chunk), n]
@@ -111,8 +131,7 @@ def _leading_boxes(reader: ImageReader, most: int) -> Iterator[Box]:
         most = max(most // step, 1)
         spans = ((a, b) for a, b in pairwise(edges) if b > a)
         parts.append([(at, min(at + step, b)) for a, b in spans for at in range(a, b, step)])
-    for bounds in product(*parts):
-        yield Box(tuple(a for a, _ in bounds), tuple(b for _, b in bounds))
+    return parts
 
 
 def _cells_in_pieces(reader: ImageReader, leading: Box) -> Iterator[tuple[tuple[int, int], Array]]:

@@ -45,7 +45,7 @@ def write_level_block(spec: PyramidSpec, block: int) -> Record:
     values = reader_of_array(open_array(where.url, where.path), where).read(source)
     pooled = mean_pool(values, level.factors)
     failpoints.reach("pooled")
-    return write_box(open_level(spec.layout, level), box, pooled)
+    return write_box(open_level(spec.layout, level), box, pooled) | {"read_bytes": values.nbytes}
 
 
 def pyramid_steps(layout: OutputLayout) -> list[Step]:

@@ -176,7 +176,9 @@ def compute_block(spec: PredictionSpec, block: int, raw: RawBlock) -> DenoisedBl
             denoiser, raw, spec.tile_shape, dtype, f"block {block}", spec.threads
         )
     failpoints.reach("computed")
-    facts: Record = {"missing_chunks": raw.absent} if raw.absent else {}
+    facts: Record = {"read_bytes": raw.voxels.nbytes}
+    if raw.absent:
+        facts["missing_chunks"] = raw.absent
     if tile_shape != spec.tile_shape:
         facts["tile_shape"] = list(tile_shape)
     return DenoisedBlock(values, raw.box, facts)

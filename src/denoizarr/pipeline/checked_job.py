@@ -273,6 +273,18 @@ def untrained_network(checked: CheckedJob) -> Denoiser:
     return network.to(precision=checked.job.output.precision)
 
 
+def planned_networks(checked: CheckedJob) -> dict[str, Denoiser]:
+    """Return a network for each stage that runs, with random weights and the widest halo that it may get."""
+    channels = _channels(checked.images[0])
+    footprint = widest_footprint(checked.job, checked.stage2, checked.kernel)
+    stages = {"stage1": (checked.stage1, None), "stage2": (checked.stage2, footprint)}
+    return {
+        name: _untrained(options, channels, reach)
+        for name, (options, reach) in stages.items()
+        if options is not None
+    }
+
+
 def widest_footprint(
     job: JobConfig, stage2: TrainingOptions | None, kernel: NoiseKernel | None
 ) -> NDArray[np.bool_] | None:

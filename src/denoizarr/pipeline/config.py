@@ -14,7 +14,7 @@ from denoizarr.stores import locations, store_options
 from denoizarr.training.structure import StructuralNoiseExtractor, method_of
 
 from .config_errors import as_config_error, yaml_problem
-from .config_machines import ClusterJobSettings, StorageSettings
+from .config_machines import ClusterJobSettings, CostSettings, StorageSettings
 from .config_section import Fraction, Positive, Section
 
 
@@ -229,6 +229,7 @@ class JobConfig(Section):
     extractor: ExtractorSettings = ExtractorSettings()
     cluster: ClusterJobSettings = ClusterJobSettings()
     storage: StorageSettings = StorageSettings()
+    cost: CostSettings = CostSettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -315,6 +316,7 @@ class JobConfig(Section):
                 "patch_filter": self.patch_filter.model_copy(update={"mask": absolute}),
                 "input": self.input.resolved(base),
                 "target": None if self.target is None else self.target.resolved(base),
+                "cost": self.cost.resolved(base),
                 "output": self.output.model_copy(update={"url": locations.absolute(self.output.url, base)}),
                 "cluster": self.cluster.resolved(base),
                 "stage2": self.stage2.model_copy(
@@ -345,7 +347,7 @@ class JobConfig(Section):
 
     def identity(self) -> dict[str, Any]:
         """Return what of the job decides the bytes of its outputs: all but who does the work, and when."""
-        body = self.model_dump(mode="json", exclude={"cluster", "storage"})
+        body = self.model_dump(mode="json", exclude={"cluster", "storage", "cost"})
         body["cluster"] = {"memory_limit": self.cluster.memory_limit}
         body["output"].pop("url")
         for stage in ("stage1", "stage2"):

@@ -1,4 +1,4 @@
-"""The sections of the job file that say who works and where bytes lie; none decides what is computed."""
+"""The sections of the job file that say who works, where bytes lie, what it may cost: none decides a byte."""
 
 from __future__ import annotations
 
@@ -136,3 +136,21 @@ class StorageSettings(BucketSettings):
                 raise ValueError(f"{locations.redact(url)!r} is no bucket: s3://name, gs://name, az://name")
             locations.join(url)
         return value
+
+
+class CostSettings(Section):
+    """What the job may cost, and by which prices. None of it decides a byte of the output."""
+
+    prices: str | dict[str, str | float] | None = None
+    currency: str | None = None
+    max_cost: Annotated[float, Field(ge=0)] | None = None
+    storage_months: Annotated[float, Field(ge=0)] = 1.0
+    charge_local: bool = False
+    processor: Literal["auto", "cpu", "gpu"] = "auto"
+    gpu_voxels_per_second: Annotated[float, Field(gt=0)] = 20e6
+
+    def resolved(self, base: str | Path) -> CostSettings:
+        """Return the same with an absolute path of a price file, counted from ``base``."""
+        if not isinstance(self.prices, str):
+            return self
+        return self.model_copy(update={"prices": locations.absolute(self.prices, base)})

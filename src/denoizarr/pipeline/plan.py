@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import inf, prod
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,19 @@ from denoizarr.engine.cluster import usable_cores
 from denoizarr.engine.cluster_settings import cores_of
 from denoizarr.engine.simulation import Projection
 from denoizarr.errors import BadData, BadRequest, Unfinished
-from denoizarr.training.options import TrainingOptions
 
 from .checked_job import CheckedJob, check_job, untrained_network, widest_footprint
 from .config import JobConfig
+from .cost import JobCost
+from .job_cost import (
+    START_UP_SECONDS,
+    cost_of_job,
+    denoised_times,
+    inference_core_seconds,
+    training_core_seconds,
+)
+from .requests import NONE, Requests
 from .scaling import measure_blocks, project_workers
-
-# The standard network (depth 2, 32 features) on one CPU core: voxels predicted, patch voxels trained.
-_PREDICTED_PER_SECOND = 0.44e6
-_TRAINED_PER_SECOND = 0.19e6
-# Worker processes, torch and the report, whatever the image: 20 to 30 s measured.
-_START_UP_SECONDS = 25.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,10 @@ class Plan:
         For which ``projection`` is; 0 where none was asked for.
     projection : Projection or None
         Of the inference on so many workers like one core of this machine, after a few blocks were measured.
+    requests : Requests
+        Of the whole job, to all its stores, at most; with the bytes, uncompressed.
+    cost : JobCost or None
+        Requests, bytes, hours and money of every step; None where the job would not start for other reasons.
     problems : tuple of str
         Why the job would be refused; empty where it would start.
     notes : tuple of str
@@ -64,12 +70,14 @@ class Plan:
     seconds: float = 0.0
     workers: int = 0
     projection: Projection | None = None
+    requests: Requests = NONE
+    cost: JobCost | None = None
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON-able data."""
-        return asdict(self)
+        return {**asdict(self), "cost": None if self.cost is None else self.cost.to_json()}
 
 
 def plan(
@@ -77,6 +85,8 @@ def plan(
     *,
     workers: int | None = None,
     store_bytes_per_second: float = inf,
+    prices: str | Path | Mapping[str, Any] | None = None,
+    max_cost: float | None = None,
 ) -> Plan:
     """Say what a job would do, without doing any of it.
 
@@ -88,6 +98,10 @@ def plan(
         of the right shape, and written to a temporary folder; the rest is played out by the engine's rules.
     store_bytes_per_second : float
         What the store gives all of them together, for the projection.
+    prices : str, Path or mapping, optional
+        A YAML file of prices, or the same as a mapping, in place of the job's ``cost.prices``.
+    max_cost : float, optional
+        In place of the job's ``cost.max_cost``: a job that may cost more has a problem.
 
     Returns
     -------
@@ -107,11 +121,12 @@ def plan(
         return Plan(problems=(str(error),))
     planned = checked.predictions
     cores = cores_of(job.cluster.settings(), usable_cores())
-    voxels = sum(prod(p.reader.shape) * p.recompute_factor for p in planned)
-    times = 1 + int(checked.stage1 is not None and checked.stage2 is not None and job.output.keep_stage1)
-    cost = _cost(checked.stage2 or checked.stage1)
-    inference = times * voxels * cost / _PREDICTED_PER_SECOND / cores
-    training = sum(_training_seconds(o) for o in (checked.stage1, checked.stage2) if o is not None)
+    times = denoised_times(checked)
+    inference = times * inference_core_seconds(checked) / cores
+    stages = [options for options in (checked.stage1, checked.stage2) if options is not None]
+    training = sum(training_core_seconds(options) for options in stages) / usable_cores()
+    projection = _projection(checked, workers, store_bytes_per_second, times) if workers else None
+    cost = cost_of_job(checked, prices=prices, workers=workers or 0, projection=projection)
     return Plan(
         blocks=times * sum(p.blocks for p in planned),
         batches=times * sum(p.batches for p in planned),
@@ -120,9 +135,12 @@ def plan(
         bytes_per_worker=max(p.bytes_per_worker for p in planned),
         recompute_factor=max(p.recompute_factor for p in planned),
         read_amplification=max(p.read_amplification for p in planned),
-        seconds=round(_START_UP_SECONDS + inference + training, 1),
+        seconds=round(START_UP_SECONDS + inference + training, 1),
         workers=workers or 0,
-        projection=_projection(checked, workers, store_bytes_per_second, times) if workers else None,
+        projection=projection,
+        requests=cost.requests,
+        cost=cost,
+        problems=_too_dear(cost, job.cost.max_cost if max_cost is None else max_cost),
         notes=_notes(checked),
     )
 
@@ -159,13 +177,10 @@ def _notes(checked: CheckedJob) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _cost(options: TrainingOptions | None) -> float:
-    """Return the cost per voxel relative to the standard network."""
-    assert options is not None, "a job has a stage"
-    wider = 3 if len(options.patch_shape) == 3 else 1  # a convolution of 27 weights in place of 9
-    return (options.features / 32) ** 2 * (0.6 + 0.2 * options.num_layers) * wider
-
-
-def _training_seconds(options: TrainingOptions) -> float:
-    patches = options.num_epochs * (options.patches_per_epoch or 4096)
-    return patches * prod(options.patch_shape) * _cost(options) / _TRAINED_PER_SECOND / usable_cores()
+def _too_dear(cost: JobCost, max_cost: float | None) -> tuple[str, ...]:
+    try:
+        if max_cost is not None:
+            cost.check(max_cost)
+    except BadRequest as error:
+        return (str(error),)
+    return ()

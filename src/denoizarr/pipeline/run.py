@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from denoizarr.engine.cluster import ClusterSettings, open_client, usable_cores
 from denoizarr.engine.driver_lock import only_driver
 from denoizarr.engine.ledger import Ledger
+from denoizarr.engine.metrics_file import MetricsFile
 from denoizarr.engine.summary import RunSummary, added, smaller_tiles_in_words
 from denoizarr.errors import BadRequest, DegenerateData, ImageNotFound, MetadataError
 from denoizarr.images.output import is_complete
@@ -57,6 +58,8 @@ from .checked_job import (
     reader_identities,
 )
 from .config import JobConfig
+from .job_cost import allowed_cost
+from .run_counters import counted_run
 from .where_to_look import places_of
 
 _LOG = logging.getLogger(__name__)
@@ -70,6 +73,7 @@ class _Run:
     checked: CheckedJob
     progress: bool
     client_of: Callable[[], Any]
+    metrics: MetricsFile
     warnings: list[str] = field(default_factory=list)
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
     scores: dict[str, list[ImageScores]] = field(default_factory=dict)
@@ -94,12 +98,15 @@ class _Run:
         entry["resumed"] = entry["resumed"] or done or bool(entry.get("begun"))
         entry["begun"] = True
         if not done:
+            self.metrics.counters.begin_step(name)
             _LOG.info("%s", name)
             self.write_table()
         started = time.monotonic()
         yield entry
         if not done:
             entry["seconds"] = round(entry["seconds"] + time.monotonic() - started, 2)
+            self.metrics.counters.begin_step("")
+            self.metrics.write()
         self.write_table()
 
     def write_table(self, **more: Any) -> None:
@@ -107,7 +114,14 @@ class _Run:
         records.write_json(self.path("summary.json"), {"steps": list(self.steps.values()), **more})
 
 
-def run_pipeline(config: JobConfig | Mapping[str, Any] | str | Path, *, progress: bool = True) -> RunSummary:
+def run_pipeline(
+    config: JobConfig | Mapping[str, Any] | str | Path,
+    *,
+    progress: bool = True,
+    prices: str | Path | Mapping[str, Any] | None = None,
+    max_cost: float | None = None,
+    metrics_file: str | Path | None = None,
+) -> RunSummary:
     """Run a whole job, or go on with it.
 
     Parameters
@@ -115,6 +129,12 @@ def run_pipeline(config: JobConfig | Mapping[str, Any] | str | Path, *, progress
     config : JobConfig, dict or path of a YAML file
     progress : bool
         Show bars or log lines.
+    prices : str, Path or mapping, optional
+        A YAML file of prices, or the same as a mapping, in place of the job's ``cost.prices``.
+    max_cost : float, optional
+        In place of the job's ``cost.max_cost``: a job that may cost more is refused, and leaves nothing.
+    metrics_file : str or Path, optional
+        Gets the counters of the run as well, every 15 s; the run folder has them as ``metrics.prom``.
 
     Returns
     -------
@@ -135,9 +155,14 @@ def run_pipeline(config: JobConfig | Mapping[str, Any] | str | Path, *, progress
     job = JobConfig.load(config)
     job.reach_stores()
     checked = check_job(job)
+    cost = allowed_cost(checked, prices, max_cost)
     ledger = Ledger.claim(ledger_of(checked.job), identity_of(checked))
-    with only_driver(ledger.url), _lazy_client(_cluster_of(checked)) as client_of:
-        run = _open_run(checked, progress, client_of)
+    with (
+        only_driver(ledger.url),
+        counted_run(checked, ledger, cost, metrics_file) as metrics,
+        _lazy_client(_cluster_of(checked)) as client_of,
+    ):
+        run = _open_run(checked, progress, client_of, metrics)
         summary = _run_steps(run)
         summary = replace(summary, seconds=round(time.monotonic() - started, 3))
         _finish(run, summary)
@@ -169,7 +194,9 @@ def _run_steps(run: _Run) -> RunSummary:
     return _infer(run, stage1 if stage2 is not None else None, final)
 
 
-def _open_run(checked: CheckedJob, progress: bool, client_of: Callable[[], Any]) -> _Run:
+def _open_run(
+    checked: CheckedJob, progress: bool, client_of: Callable[[], Any], metrics: MetricsFile
+) -> _Run:
     """Write down what the job is, or find what an earlier run of it wrote."""
     job = checked.job
     locations.put(locations.join(job.output.url, "job.yaml"), job.to_yaml().encode())
@@ -180,7 +207,7 @@ def _open_run(checked: CheckedJob, progress: bool, client_of: Callable[[], Any])
     # The number of threads decides a model's last bits: a resumed run trains with those it began with.
     threads = int(provenance["cores"])
     stage1, stage2 = (o and replace(o, threads=threads) for o in (checked.stage1, checked.stage2))
-    run = _Run(replace(checked, stage1=stage1, stage2=stage2), progress, client_of)
+    run = _Run(replace(checked, stage1=stage1, stage2=stage2), progress, client_of, metrics)
     run.steps = {step["name"]: step for step in _found(run.path("summary.json")).get("steps", [])}
     return run
 

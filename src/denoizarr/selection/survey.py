@@ -169,7 +169,7 @@ def survey(
         merge: Callable[[list[Record]], Record],
         fold: Callable[[Record], Any],
     ) -> None:
-        step = Step(f"{name}-{tag}", task, spec, len(sweep.grid), _blocks_per_batch(sweep, voxels), merge)
+        step = Step(f"{name}-{tag}", task, spec, len(sweep.grid), blocks_per_batch(sweep, voxels), merge)
         how: dict[str, Any] = {
             "ledger": ledger,
             "client": client,
@@ -225,7 +225,8 @@ def _begin_shared(
     )
 
 
-def _blocks_per_batch(sweep: Sweep, reader: ImageReader) -> int:
+def blocks_per_batch(sweep: Sweep, reader: ImageReader) -> int:
+    """Return how many blocks of a survey make a batch."""
     block_bytes = prod(sweep.cells.voxels_of_regions(sweep.grid.box(0)).shape) * reader.dtype.itemsize
     return min(max(_BATCH_BYTES // block_bytes, 1), _MOST_BLOCKS_PER_BATCH)
 
@@ -241,13 +242,17 @@ def _survey_block(work: _Work, block: int) -> Record:
     cells, box = work.sweep.cells, work.sweep.grid.box(block)
     moments: dict[int, Moments] = {}
     if not work.scores:
+        read_bytes = 0
         for voxel_box, voxels in own_voxels(work.reader, work.sweep, block):
+            read_bytes += voxels.nbytes
             _added(moments, _count(work, voxel_box, voxels).items())
-        return _as_record(moments)
+        return _as_record(moments) | {"read_bytes": read_bytes}
     own = cells.own_voxels_of_regions(box)
     arrays = {score.name: np.empty(score.leading + box.shape) for score in work.scores}
+    read_bytes = 0
     for slab in work.sweep.slabs(work.reader, box):
         check_finite(cells, slab.box, slab.read)
+        read_bytes += slab.read.nbytes
         if work.count:
             counted = own.intersection(slab.box)
             inner = slab.read[counted.relative_to(slab.box.start).slices]
@@ -256,7 +261,7 @@ def _survey_block(work: _Work, block: int) -> Record:
             for score in work.scores:
                 place = (slice(None),) * len(score.leading) + slab.regions.relative_to(box.start).slices
                 arrays[score.name][place] = score.of_regions(cells, slab.regions, slab.voxels, work.bounds)
-    result = _as_record(moments)
+    result = _as_record(moments) | {"read_bytes": read_bytes}
     if work.destination is None:
         result["scores"] = [[block, region_arrays.packed(arrays)]]
     else:

@@ -74,8 +74,7 @@ def measure_centre_weights(
         return None
     lags, kernels = list(compress(lags, fits)), list(compress(kernels, fits))
     percentage = min([options.percentage_of(denoiser.blind_spot), *map(largest_percentage, chain(*kernels))])
-    n = min(max(_VOXELS // math.prod(options.patch_shape), _FEWEST_PATCHES), _MOST_PATCHES)
-    patches, _, _ = validation_patches(images, index, n, options.seed)
+    patches, _, _ = validation_patches(images, index, measured_patches(options), options.seed)
     expected = max(patches[:, 0].size * percentage / 100, 1.0)
     curves = []
     for channel in range(patches.shape[1]):
@@ -92,6 +91,11 @@ def measure_centre_weights(
             return None
         curves.append(CentreWeights(*map(_floats, (*fit, *(sample.shift or ())))))
     return tuple(curves)
+
+
+def measured_patches(options: TrainingOptions) -> int:
+    """Return on how many patches it is measured, where the index has as many."""
+    return min(max(_VOXELS // math.prod(options.patch_shape), _FEWEST_PATCHES), _MOST_PATCHES)
 
 
 @dataclass(frozen=True)

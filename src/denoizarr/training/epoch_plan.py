@@ -106,6 +106,13 @@ class Draws:
     origin: Integers
 
 
+def patches_per_visit(n_cells: int, n_blocks: int, n_patches: int) -> int:
+    """Return how many patches are drawn from a block at a time, of an epoch that cannot visit all blocks."""
+    # As many patches as cells: each voxel that is decoded is used once on average.
+    portion = max(n_cells // n_blocks, _FEWEST_PER_BLOCK)
+    return max(min(portion, n_patches // _FEWEST_BLOCKS), _FEWEST_PER_BLOCK)
+
+
 class EpochPlan:
     """The patches of one epoch, as a function of the index, the chunks, the seed and the epoch.
 
@@ -156,9 +163,7 @@ class EpochPlan:
         everything = np.concatenate(weights)
         first = np.cumsum([0, *(w.size for w in weights)])
         order = generator.permutation(np.flatnonzero(everything > 0))
-        # As many patches as cells: each voxel that is decoded is used once on average.
-        portion = max(self.index.n_cells // everything.size, _FEWEST_PER_BLOCK)
-        portion = max(min(portion, self.n_patches // _FEWEST_BLOCKS), _FEWEST_PER_BLOCK)
+        portion = patches_per_visit(self.index.n_cells, everything.size, self.n_patches)
         # Where the epoch is long enough for every block, shares are exact to a patch.
         grain = portion if order.size * portion > self.n_patches else 1
         quotas = systematic_quotas(everything[order], self.n_patches, grain, generator.random())

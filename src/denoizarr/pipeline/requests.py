@@ -1,7 +1,7 @@
 """What is asked of a store: numbers of requests by kind, and bytes. Integers only.
 
 The kinds are those that providers of object stores charge by. What a disk answers with a look at its folder
-costs a bucket two requests: whether an object lies there, and if none does, whether anything lies below it.
+costs a bucket up to four requests: whether an object lies there, or metadata below it, or anything.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ GET = Requests(gets=1, bytes_read=SMALL_BYTES)
 MISS = Requests(gets=1)
 PUT = Requests(puts=1, bytes_written=SMALL_BYTES)
 # Whether an object or a folder lies somewhere.
-ASK = Requests(heads=1, lists=1)
+ASK = Requests(heads=3, lists=1)
 LIST = Requests(lists=1)
 LIST_NAMES = ASK + LIST
 DELETE = ASK + Requests(deletes=1)

@@ -7,7 +7,7 @@ whoever asks for it by its name; a listing is believed only where nothing is los
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any
@@ -180,10 +180,9 @@ def exists(url: str) -> bool:
     """Tell whether an object lies there, or anything below."""
     if is_read_only(url):
         return any(size(join(url, name)) is not None for name in _HIERARCHY) or size(url) is not None
-    # What is asked for most has metadata: that is not left to a listing.
-    if any(size(join(url, name)) is not None for name in _HIERARCHY[:2]) or size(url) is not None:
-        return True
-    return next(_entries(url, at_most=1), None) is not None
+    # By name first: what is there is not left to a listing.
+    asked = (url, *(join(url, name) for name in _HIERARCHY[:2]))
+    return any(size(name) is not None for name in asked) or _has_entries(url)
 
 
 def is_file(url: str) -> bool:
@@ -200,15 +199,10 @@ def sizes_of(url: str, names: Sequence[str]) -> list[int]:
         return list(pool.map(lambda name: size(join(url, name)) or 0, names))
 
 
-def _entries(url: str, at_most: int = 1000) -> Iterator[dict[str, Any]]:
-    """Yield what a listing says of all objects below a URL."""
-    if is_read_only(url):
-        raise UnsupportedStore("web servers do not list what they have", where=redact(url))
+def _has_entries(url: str) -> bool:
     place = _Place(url)
     prefix = f"{place.key}/" if place.key else None
-    batches = place.ask(lambda: iter(obstore.list(place.store, prefix, chunk_size=at_most)))
-    while (batch := place.ask(lambda: next(batches, None))) is not None:
-        yield from batch
+    return bool(place.ask(lambda: next(iter(obstore.list(place.store, prefix, chunk_size=1)), [])))
 
 
 def listed(url: str) -> list[dict[str, Any]]:

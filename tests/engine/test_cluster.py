@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -149,3 +150,38 @@ def test_the_operator_would_take_the_object() -> None:
     del made["spec"]["worker"]["spec"]["containers"][0]["name"]
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(made, schema)
+
+
+def test_without_kubernetes_there_is_an_error_with_a_name(tmp_path: Path) -> None:
+    pytest.importorskip("dask_kubernetes")
+    program = (
+        "from denoizarr.engine.cluster import ClusterSettings, open_client\n"
+        "from denoizarr.engine.cluster_settings import KubernetesSettings\n"
+        "pods = KubernetesSettings('image')\n"
+        "with open_client(ClusterSettings('kubernetes', 1, insecure=True, kubernetes=pods)): pass\n"
+    )
+    nowhere = {"KUBECONFIG": str(tmp_path / "absent"), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **nowhere},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 1
+    assert "ClusterLost: Kubernetes gives no cluster" in done.stderr
+
+
+def test_workers_that_cannot_start_are_told_of_at_once(tmp_path: Path) -> None:
+    """As where a script that starts a cluster has no ``if __name__ == "__main__":``."""
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "from denoizarr.engine.cluster import ClusterSettings, open_client\n"
+        "with open_client(ClusterSettings(workers=1)) as client: print('unreachable')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "unreachable" not in done.stdout

@@ -101,7 +101,6 @@ def test_hosts_and_what_is_before_an_at_sign() -> None:
         ({"minimum": 1, "maximum": 2, "workers": 2}, "workers says how many"),
         ({"insecure": True, "tls": {"ca": "a", "certificate": "b", "key": "c"}}, "contradict"),
         ({"tls": {"ca": "a", "certificate": "b"}}, "cluster.tls.key"),
-        ({"memory_limit": "much"}, "not an amount of memory"),
     ],
 )
 def test_a_job_file_that_cannot_be_meant_is_refused_by_its_key(

@@ -85,9 +85,12 @@ def _elsewhere(settings: ClusterSettings, at_most: int | None) -> Iterator[Clien
 class _LocalWorkers(LocalCluster):
     """Worker processes of this machine, each with a GPU of its own where there are any."""
 
-    def __init__(self, gpus: Sequence[str], **options: Any) -> None:
+    def __init__(self, gpus: Sequence[str], count: int, **options: Any) -> None:
         self._gpus = tuple(gpus)
-        super().__init__(n_workers=0, **options)  # type: ignore[no-untyped-call]
+        # Those that are there from the start tell at once why they do not start, and are all alike.
+        super().__init__(n_workers=0 if gpus else count, **options)  # type: ignore[no-untyped-call]
+        if gpus:
+            self.scale(count)  # type: ignore[no-untyped-call]
 
     def new_worker_spec(self) -> dict[Any, dict[str, Any]]:
         """Return name and options of the next worker."""
@@ -105,13 +108,15 @@ def _local(settings: ClusterSettings, at_most: int | None, gpus: Sequence[str]) 
     workers = usable_cores() if settings.workers == "auto" else settings.workers
     processes = min(workers, at_most or workers, len(gpus) or workers)
     threads = workers // processes
-    if settings.maximum is not None:
-        processes, threads = settings.minimum or 1, 1
+    most = None if settings.maximum is None else min(settings.maximum, len(gpus) or settings.maximum)
+    if most is not None:
+        processes, threads = min(settings.minimum or 1, most), 1
     security = None if settings.tls is None else security_of(settings.tls)
     with (
         _quiet(),
         _LocalWorkers(
             gpus,
+            processes,
             threads_per_worker=threads,
             processes=True,
             host="127.0.0.1",
@@ -124,13 +129,11 @@ def _local(settings: ClusterSettings, at_most: int | None, gpus: Sequence[str]) 
         # Not the default of every .compute(): an image that only this process has would be sent there.
         Client(cluster, set_as_default=False) as client,
     ):
-        if settings.maximum is None:
-            cluster.scale(processes)
-        else:
-            most = min(settings.maximum, len(gpus) or settings.maximum)
-            cluster.adapt(minimum=min(processes, most), maximum=most, target_duration="10ms")
+        if most is not None:
+            # All batches that are out ask for a worker: see slurm_cluster.
+            cluster.adapt(minimum=processes, maximum=most, target_duration="10ms")
         try:
-            client.wait_for_workers(1 if settings.is_adaptive else processes, timeout=_START_SECONDS)
+            client.wait_for_workers(processes, timeout=_START_SECONDS)
         except TimeoutError as error:
             raise ClusterLost("worker processes do not start", got=f"{_START_SECONDS} s") from error
         _LOG.info("%d local workers, dashboard at %s", len(client.nthreads()), cluster.dashboard_link)

@@ -17,9 +17,10 @@ from distributed import Client
 from denoizarr.errors import BadRequest, ClusterLost
 
 from .cluster_settings import ClusterSettings, KubernetesSettings
-from .dask_settings import patience_seconds, worker_environment
+from .dask_settings import worker_environment
 
 _LOG = logging.getLogger(__name__)
+# As long as a node takes to be made, and to fetch an image of gigabytes.
 _START_SECONDS = 600
 
 
@@ -61,10 +62,10 @@ def kubernetes_client(settings: ClusterSettings, at_most: int | None = None) -> 
             cluster.adapt(minimum=settings.minimum, maximum=settings.maximum)
         with Client(cluster, set_as_default=False) as client:
             try:
-                client.wait_for_workers(1, timeout=patience_seconds())
+                client.wait_for_workers(1, timeout=_START_SECONDS)
             except TimeoutError as error:
                 raise ClusterLost(
-                    "no worker came", got=f"{patience_seconds():.0f} s", remedy="look at the workers' pods"
+                    "no worker came", got=f"{_START_SECONDS} s", remedy="look at the workers' pods"
                 ) from error
             yield client
 

@@ -40,15 +40,14 @@ def slurm_client(settings: ClusterSettings, at_most: int | None = None) -> Itera
     Parameters
     ----------
     settings : ClusterSettings
-        Connections use its certificates; without any, those of an authority made for this run alone, whose
-        key is in this process and in a file of the home folder that only its owner reads.
+        Connections use its certificates; without any, one that is made for this run alone, whose key is in
+        a folder of the home folder that only its owner enters. TLS is left out only where it says so.
     at_most : int, optional
 
     Raises
     ------
     BadRequest
-        dask-jobqueue, cryptography or SLURM itself is missing; SLURM would not take such a job; without
-        TLS, the scheduler would be reached from other machines.
+        dask-jobqueue, cryptography or SLURM itself is missing; SLURM would not take such a job.
     ClusterLost
         All jobs ended before a worker came, or none came in time.
     """
@@ -190,6 +189,11 @@ def _wait(client: Client, cluster: Any, slurm: SlurmSettings) -> None:
             return
         now = time.monotonic()
         jobs = {str(job.job_id) for job in cluster.workers.values() if getattr(job, "job_id", None)}
+        if not jobs and now - began > _SLURM_SECONDS:
+            raise ClusterLost(
+                "SLURM has taken none of the workers' jobs",
+                remedy="look above for what it said, and at its limits",
+            )
         states = _states()
         if jobs and states is not None and not jobs & states.keys() and not client.nthreads():
             raise ClusterLost(

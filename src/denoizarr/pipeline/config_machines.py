@@ -71,16 +71,20 @@ class ClusterJobSettings(Section):
 
     @model_validator(mode="after")
     def _settings_of_their_kind(self) -> ClusterJobSettings:
-        self.settings().check()
+        # An amount of memory that is none is the plan's to report, beside one that is too small.
+        self._settings(memory_limit_bytes=0).check()
         return self
 
     def settings(self) -> ClusterSettings:
         """Return the cluster; ``BadRequest`` where a setting is out of range."""
+        return self._settings(parse_bytes(self.memory_limit))
+
+    def _settings(self, memory_limit_bytes: int) -> ClusterSettings:
         given = self.model_dump(exclude={"memory_limit", "tls", "slurm", "kubernetes"})
         pods = self.kubernetes
         return ClusterSettings(
             **given,
-            memory_limit_bytes=parse_bytes(self.memory_limit),
+            memory_limit_bytes=memory_limit_bytes,
             tls=None if self.tls is None else TLSFiles(**self.tls.model_dump()),
             slurm=None if self.slurm is None else SlurmSettings(**self.slurm.model_dump()),
             kubernetes=None if pods is None else KubernetesSettings(**pods.model_dump()),

@@ -16,6 +16,7 @@ import logging
 import sys
 import time
 
+import dask
 from distributed import Client
 
 # How often the scheduler is asked, and how long it may take to answer.
@@ -61,6 +62,11 @@ def main() -> int:
     parser.add_argument("--resource")
     parser.add_argument("--timeout", type=float, default=1800.0, metavar="SECONDS")
     arguments = parser.parse_args()
+    if not dask.config.get("scheduler-address", None):
+        sys.stderr.write(
+            "DASK_SCHEDULER_ADDRESS is not set: no cluster to wait for\n"
+        )  # Dask would start one
+        return 1
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # our own lines say it once
     missing = wait(arguments.count, arguments.resource, arguments.timeout)
     if missing:

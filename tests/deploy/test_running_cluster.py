@@ -208,6 +208,8 @@ def test_probes_find_it_unwell(certificates: Path, tmp_path: Path, monkeypatch: 
         assert done.returncode == 1
         assert "no scheduler answers" in done.stderr
         assert "gave up after 0 s" in done.stderr
+        nowhere = replace(containers["driver"], environment={})
+        assert "DASK_SCHEDULER_ADDRESS is not set" in here.run(nowhere, one).stderr
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ from .checked_job import (
 )
 from .config import JobConfig
 from .job_cost import allowed_cost
-from .run_counters import counted_run
+from .run_counters import check_metrics_file, counted_run
 from .where_to_look import places_of
 
 _LOG = logging.getLogger(__name__)
@@ -148,6 +148,7 @@ def run_pipeline(
     """
     started = time.monotonic()
     _refuse_several_processes()
+    check_metrics_file(metrics_file)
     checked = check_job(JobConfig.load(config))
     cost = allowed_cost(checked, prices, max_cost)
     ledger = Ledger.claim(ledger_of(checked.job), identity_of(checked))

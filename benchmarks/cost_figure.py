@@ -82,8 +82,8 @@ def draw(found: dict[tuple[str, str], JobCost], path: Path) -> None:
         "At most, by the example of prices that is shipped (list prices of large providers, 2025, rounded): "
         "reading 0.40 USD a million requests, writing 5 USD, a core 0.045 USD an hour, a GPU 1 USD, "
         "0.023 USD per GB and month. 1,200 planes of 20,480 x 20,480 voxels of uint16; two stages of "
-        "training, periodic lines sought. A CPU core denoises 0.44 million voxels a second (measured), a GPU "
-        "20 million (assumed).",
+        "training, periodic lines sought. A CPU core denoises 0.44 million voxels a second (measured), "
+        "a GPU 20 million (assumed).",
         width=11.5,
         height=7.2,
     )

@@ -156,4 +156,4 @@ def test_a_disk_that_fills_up_later_ends_no_run(tmp_path, counters, monkeypatch,
         monkeypatch.setattr(locations, "put", full)
         metrics.write()
         metrics.write()
-    assert sum("the counters are not written" in record.message for record in caplog.records) == 1
+    assert sum("the counters are not written" in record.getMessage() for record in caplog.records) == 1

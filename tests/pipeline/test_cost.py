@@ -147,7 +147,8 @@ def test_a_plan_has_requests_and_cost_for_every_step(job):
     assert "example" in told[-1]
     data = json.loads(json.dumps(found.to_json()))
     assert data["requests"]["gets"] == data["cost"]["requests"]["gets"] == found.requests.gets
-    assert sum(step["requests"]["gets"] for step in data["cost"]["steps"]) == found.requests.gets
+    steps = data["cost"]["steps"]
+    assert sum(step[place]["gets"] for step in steps for place in ("input", "output")) == found.requests.gets
 
 
 def test_a_gpu_is_paid_by_its_own_hours(job):
@@ -206,6 +207,16 @@ def test_the_limit_of_the_command_line(job, tmp_path):
     done = run_cli("plan", str(path), "--prices", str(prices), "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout.splitlines()[-1])["cost"]["prices"]["core_hour"] == 1e6
+
+
+@pytest.mark.parametrize("place", ["s3://me:secret@bucket/metrics.prom", "nowhere/metrics.prom"])
+def test_counters_go_to_this_machine(place, job, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(BadRequest, match="metrics_file") as error:
+        run_pipeline(job, metrics_file=place)
+    assert "secret" not in str(error.value)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_prices_do_not_make_another_job(job, tmp_path):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from denoizarr.engine import ledger as ledger_module
 from denoizarr.engine import runner
@@ -96,7 +97,7 @@ LAYOUTS = {
 def test_a_prediction_asks_for_what_is_stated(name, tmp_path):
     kept, asked = LAYOUTS[name]
     network = untrained(3 if name == "volumes" else 2)
-    values = scan_noise((10, 300, 340))
+    values = scan_noise((10, 150, 170) if name == "volumes" else (4, 220, 260))
     save_image(values, tmp_path / "in.ome.zarr", levels=1, **kept)
     image, out = open_image(tmp_path / "in.ome.zarr"), str(tmp_path / "out.ome.zarr")
     planned = plan_prediction(network, image, out, **asked)
@@ -209,23 +210,26 @@ JOBS = {
             "output": {"ome_version": "0.4"},
         },
     ),
+    "channels": ((2, 3, 200, 260), {"run_stage2": False, "output": {}}),
 }
 
 
 @pytest.mark.parametrize("name", JOBS)
 def test_a_whole_job_asks_for_no_more_than_is_stated(name, tmp_path, counted_steps):
     shape, changes = JOBS[name]
-    save_image(
-        scan_noise(shape), tmp_path / "image.ome.zarr", levels=1, chunks=(1, 64, 64), shards=(1, 128, 128)
-    )
-    shards = {} if changes["output"].get("ome_version") == "0.4" else {"shards": [1, 128, 128]}
+    lead = [1] * (len(shape) - 2)
+    image = xr.DataArray(scan_noise(shape), dims=tuple("czyx"[-len(shape) :]))
+    stored = {"chunks": [*lead, 64, 64], "shards": [*lead, 128, 128]}
+    save_image(image, tmp_path / "image.ome.zarr", levels=1, **stored)
+    is_old = changes["output"].get("ome_version") == "0.4"
+    wanted = {"chunks": stored["chunks"]} if is_old else stored
     job = {
         "input": str(tmp_path / "image.ome.zarr"),
         "stage1": STAGE,
         "stage2": STAGE,
         "cluster": {"workers": 2},
         **changes,
-        "output": {"url": str(tmp_path / "run"), "chunks": [1, 64, 64], **shards, **changes["output"]},
+        "output": {"url": str(tmp_path / "run"), **wanted, **changes["output"]},
     }
     checked = check_job(JobConfig.load(job))
     stated = requests_of(checked, {"stage1": 60.0, "stage2": 60.0}, workers=2)

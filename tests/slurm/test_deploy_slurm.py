@@ -72,6 +72,7 @@ def test_the_recipe_of_the_container_fits_the_repository() -> None:
         assert done.returncode == 0, f"{name}: {done.stderr}"
 
 
+@pytest.mark.slow
 def test_training_that_is_stopped_and_then_prediction_give_the_bytes_of_an_undisturbed_run(
     slurm: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

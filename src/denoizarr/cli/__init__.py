@@ -17,6 +17,7 @@ from . import logs as logs
 from . import looking as looking
 from . import models as models
 from . import noise as noise
+from .app import app as app
 from .logs import run_app, tell_error
 from .stopping import has_ended, obey_signals
 

@@ -64,15 +64,20 @@ def begin(level: int = logging.WARNING) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # distributed brings handlers of its own, which write plain lines.
-    for name in list(logging.root.manager.loggerDict):
-        logger = logging.getLogger(name)
-        for other in logger.handlers:
-            other.setFormatter(JsonFormatter())
     logging.getLogger("denoizarr").setLevel(logging.INFO)
+    take_over_others()
     logging.captureWarnings(capture=True)
     # A mistake of ours has a traceback, which must be one line, too.
     sys.excepthook = _log_uncaught
+
+
+def take_over_others() -> None:
+    """Let handlers of other packages speak JSON as well, where that is wanted: distributed brings its own."""
+    if not are_on():
+        return
+    for name in list(logging.root.manager.loggerDict):
+        for handler in logging.getLogger(name).handlers:
+            handler.setFormatter(JsonFormatter())
 
 
 def are_on() -> bool:

@@ -20,7 +20,7 @@ from denoizarr.errors import BlockFailed, Outage, Stopped
 from denoizarr.geometry.grids import batch_of
 from denoizarr.stores import store_options
 
-from . import failpoints
+from . import failpoints, json_logs
 from .batches import Record as Record
 from .batches import Step as Step
 from .batches import Task as Task
@@ -103,6 +103,7 @@ def run_step(
     if client is not None:
         # Here, because distributed would hide our own error ("save it first") in a TypeError of its own.
         pickle.dumps(step.spec)
+        json_logs.take_over_others()  # distributed is there by now, and speaks in plain lines
     if ledger is not None:
         size = ledger.begin_step(step.name, step.n_blocks, step.blocks_per_batch)
         step = replace(step, blocks_per_batch=size)

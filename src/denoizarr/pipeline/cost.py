@@ -49,8 +49,10 @@ class StepCost:
         As in the table of steps of a run.
     is_certain : bool
         False for what is done only where the images call for it; counted all the same.
-    requests : Requests
-        Of all stores.
+    input : Requests
+        Of images, targets and masks.
+    output : Requests
+        Of the run folder and all in it.
     core_hours, gpu_hours : float
     requests_money, egress_money, compute_money : float
         In the currency of the prices; of stores on local disks nothing.
@@ -58,12 +60,18 @@ class StepCost:
 
     name: str
     is_certain: bool
-    requests: Requests
+    input: Requests
+    output: Requests
     core_hours: float
     gpu_hours: float
     requests_money: float
     egress_money: float
     compute_money: float
+
+    @property
+    def requests(self) -> Requests:
+        """Of all stores."""
+        return self.input + self.output
 
     @property
     def money(self) -> float:
@@ -207,7 +215,8 @@ def cost_of(
             StepCost(
                 asked.name,
                 asked.is_certain,
-                asked.input + asked.output,
+                asked.input,
+                asked.output,
                 one.core_seconds / 3600,
                 one.gpu_seconds / 3600,
                 sum(_requests_money(some, prices) for some, is_charged in charged if is_charged),

@@ -59,7 +59,7 @@ from .checked_job import (
 )
 from .config import JobConfig
 from .job_cost import allowed_cost
-from .run_counters import counted_run
+from .run_counters import check_metrics_file, counted_run
 from .where_to_look import places_of
 
 _LOG = logging.getLogger(__name__)
@@ -152,6 +152,7 @@ def run_pipeline(
     """
     started = time.monotonic()
     _refuse_several_processes()
+    check_metrics_file(metrics_file)
     job = JobConfig.load(config)
     job.reach_stores()
     checked = check_job(job)

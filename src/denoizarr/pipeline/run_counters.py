@@ -20,6 +20,24 @@ METRICS = "metrics.prom"
 _KINDS = ("gets", "heads", "puts", "lists", "deletes")
 
 
+def check_metrics_file(path: str | Path | None) -> None:
+    """Refuse a place for counters that cannot be meant, before a run claims anything.
+
+    Raises
+    ------
+    BadRequest
+        It is no path of this machine, or in a folder that is not there.
+    """
+    if path is None:
+        return
+    where, remedy = locations.redact(str(path)), "leave it out: the run folder has them as metrics.prom"
+    if is_remote(str(path)):
+        what = "counters are written to a path of this machine, every few seconds"
+        raise BadRequest(what, where="metrics_file", got=where, remedy=remedy)
+    if not locations.local_path(path).parent.is_dir():
+        raise BadRequest("no such folder for counters", where="metrics_file", got=where, remedy=remedy)
+
+
 @contextmanager
 def counted_run(
     checked: CheckedJob, ledger: Ledger, cost: JobCost | None, metrics_file: str | Path | None
@@ -49,13 +67,6 @@ def counted_run(
     places: list[str | Path] = [locations.join(url, METRICS)]
     often: list[str | Path] = [] if is_remote(url) else [*places]
     if metrics_file is not None:
-        if is_remote(str(metrics_file)):
-            raise BadRequest(
-                "counters are written to a path of this machine, every few seconds",
-                where="metrics_file",
-                got=locations.redact(str(metrics_file)),
-                remedy="leave it out: the run folder has them as metrics.prom",
-            )
         places.append(metrics_file)
         often.append(metrics_file)
     with counting(counters), MetricsFile(counters, places, often) as metrics:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-LIMIT_SECONDS = 60
+LIMIT_SECONDS = 120
 
 
 def wait_until(true: Callable[[], bool], what: str, seconds: float = LIMIT_SECONDS) -> None:

@@ -100,3 +100,26 @@ def test_batches_are_longer_where_blocks_are_many_and_on_a_gpu() -> None:
     assert batch_voxels("cpu", many, least) == 4 * block
     assert batch_voxels("cuda", few, least) == 1 * block
     assert batch_voxels("cuda", many, least) == 128 * block
+
+
+class OneGone:
+    """A cluster of which so many workers are gone by the time that they are asked."""
+
+    def __init__(self, gone: int) -> None:
+        self.gone, self.waited = gone, 0
+
+    def scheduler_info(self, **_: Any) -> dict[str, Any]:
+        return {"workers": {f"w{self.waited}": {"resources": {GPU: 1}}}}
+
+    def run(self, _: Any, *, workers: list[str], on_error: str) -> dict[str, Any]:
+        assert on_error == "return"
+        return {workers[0]: OSError("closed") if self.waited < self.gone else True}
+
+    def wait_for_workers(self, *_: Any, **__: Any) -> None:
+        self.waited += 1
+
+
+def test_a_worker_that_has_left_is_not_the_cluster() -> None:
+    assert place_of(OneGone(3)) == Place("cuda", {GPU: 1})
+    with pytest.raises(ClusterLost, match="does not answer: got nothing from w3"):
+        place_of(OneGone(4))

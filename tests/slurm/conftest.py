@@ -32,5 +32,8 @@ def slurm(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     source = str(Path(__file__).parents[2] / "src")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([source, os.environ.get("PYTHONPATH", "")]))
     monkeypatch.chdir(tmp_path)
+    # Where certificates of runs lie: those of this test alone, whatever other processes do.
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     yield Site(site.folder, {**os.environ})
     site.cancel_all()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 NODES = ("n1", "n2")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "sinfo", "scontrol")
-LIMIT_SECONDS = 60
+LIMIT_SECONDS = 120
 
 _CONFIGURATION = """
 ClusterName=denoizarr
@@ -28,7 +28,8 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+# A requeued job begins when the credential of its last run is too old to be taken: by default in two minutes.
+AuthInfo=cred_expire=5,socket={folder}/munge.socket
 CryptoType=crypto/munge
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid

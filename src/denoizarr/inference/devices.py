@@ -13,6 +13,8 @@ from denoizarr.geometry.grids import Grid
 
 # What a Dask worker that has a GPU declares: dask worker --resources "GPU=1".
 GPU = "GPU"
+# How many workers may be gone by the time that they are asked, and how long the next one is waited for.
+_ASKED_AGAIN, _WAIT_SECONDS = 3, 60
 # How long a batch may get, in voxels: a minute of a CPU core, some seconds of a GPU. And how many there
 # must be of them for that, so that workers end together: hundreds of CPUs, tens of GPUs.
 _LONGEST = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
@@ -67,19 +69,38 @@ def place_of(client: Any) -> Place:
     """
     if client is None:
         return Place("cuda" if has_cuda() else "cpu")
-    try:
-        workers = client.scheduler_info(n_workers=-1)["workers"]
-        declaring = [address for address, worker in workers.items() if worker["resources"].get(GPU, 0) >= 1]
-        asked = (declaring or list(workers))[:1]
-        # A cluster whose workers are still to come is taken to be like this machine.
-        found = list(client.run(has_cuda, workers=asked).values()) if asked else [has_cuda()]
-    except (OSError, TimeoutError) as error:
-        raise ClusterLost(
-            "the Dask cluster does not answer",
-            got=f"{type(error).__name__}: {error}",
-            remedy="run the same job again to resume",
-        ) from error
-    return Place("cuda" if found[0] else "cpu", {GPU: 1} if declaring else None)
+    tries = 0
+    while True:
+        try:
+            workers = client.scheduler_info(n_workers=-1)["workers"]
+            if not workers:  # those that are still to come are taken to be like this machine
+                return Place("cuda" if has_cuda() else "cpu")
+            declaring = [name for name, worker in workers.items() if worker["resources"].get(GPU, 0) >= 1]
+            asked = (declaring or list(workers))[0]
+            found = _answer(client, asked)
+            if found is None and tries < _ASKED_AGAIN:
+                tries += 1
+                client.wait_for_workers(1, timeout=_WAIT_SECONDS)
+                continue
+        except (OSError, TimeoutError) as error:
+            raise _silent(f"{type(error).__name__}: {error}") from error
+        if found is None:
+            raise _silent(f"nothing from {asked}")
+        return Place("cuda" if found else "cpu", {GPU: 1} if declaring else None)
+
+
+def _answer(client: Any, worker: str) -> bool | None:
+    """Return whether a worker has a GPU; None where it is gone, as workers that come and go may be."""
+    found = client.run(has_cuda, workers=[worker], on_error="return").get(worker)
+    if isinstance(found, OSError):
+        return None
+    if isinstance(found, BaseException):
+        raise found
+    return found if found is None else bool(found)
+
+
+def _silent(got: str) -> ClusterLost:
+    return ClusterLost("the Dask cluster does not answer", got=got, remedy="run the same job again to resume")
 
 
 def batch_voxels(device: str, units: Grid, least: int) -> int:

@@ -97,7 +97,7 @@ LAYOUTS = {
 def test_a_prediction_asks_for_what_is_stated(name, tmp_path):
     kept, asked = LAYOUTS[name]
     network = untrained(3 if name == "volumes" else 2)
-    values = scan_noise((10, 150, 170) if name == "volumes" else (4, 220, 260))
+    values = scan_noise((10, 220, 260) if name == "volumes" else (4, 220, 260))
     save_image(values, tmp_path / "in.ome.zarr", levels=1, **kept)
     image, out = open_image(tmp_path / "in.ome.zarr"), str(tmp_path / "out.ome.zarr")
     planned = plan_prediction(network, image, out, **asked)
@@ -249,8 +249,8 @@ def test_a_whole_job_asks_for_no_more_than_is_stated(name, tmp_path, counted_ste
             for kind in KINDS:
                 assert getattr(found, kind) <= getattr(bound, kind), f"{step} {place} {kind}: {found} {bound}"
     assert set(sure) >= {call.step for call in calls.calls}
-    # Training is drawn: what it is stated to read may be twice what it does. In all it is less.
-    assert total.total <= 2.0 * calls.requests().total
+    # Training is drawn, and an index may want the patches that cross most borders: the bound allows for it.
+    assert total.total <= 2.5 * calls.requests().total
     inference = next(step for step in stated if step.name == "inference")
     assert_bound(calls.requests("", "inference"), inference.input + inference.output, 1.5)
     looked = next(step for step in stated if step.name.startswith("where to look for stage1"))

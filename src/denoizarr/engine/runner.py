@@ -175,8 +175,9 @@ class _Tally:
     ) -> None:
         self._counters, self._step, self._name = counters, step, name
         if counters is not None:
+            whole = len(mine) == step.n_batches
             before = sum(self._blocks(batch) for batch in mine if done[batch])
-            counters.begin_part(name, sum(map(self._blocks, mine)), before)
+            counters.begin_part(name, step.n_blocks if whole else sum(map(self._blocks, mine)), before)
 
     def _blocks(self, batch: int) -> int:
         return len(batch_of(batch, self._step.n_blocks, self._step.blocks_per_batch))

@@ -172,18 +172,23 @@ def kept_waves(url: str, reader: ImageReader, frequencies: Sequence[Frequency]) 
 def _sampled_windows(readers: Sequence[ImageReader]) -> Array:
     """Return windows spread evenly over all images, (n, side, side), of the larger side that gives enough."""
     windows = np.empty((0, _SIDES[-1], _SIDES[-1]))
-    for side in _SIDES:
-        sites = spread_sites(readers, side)
-        if not sites:
-            continue
-        cut = [_cut(_read_plane(reader, box), side) for reader, box in sites]
-        windows = np.concatenate(cut)
-        if len(windows) >= _ENOUGH_WINDOWS:
-            break
+    for side, sites in sampled_sites(readers):
+        windows = np.concatenate([_cut(_read_plane(reader, box), side) for reader, box in sites])
     return windows
 
 
-def spread_sites(readers: Sequence[ImageReader], side: int) -> list[tuple[ImageReader, Box]]:
+def sampled_sites(readers: Sequence[ImageReader]) -> list[tuple[int, list[tuple[ImageReader, Box]]]]:
+    """Return the sides of windows that are tried, and what is read for each; the last one gives enough."""
+    found = []
+    for side in _SIDES:
+        if sites := _spread_sites(readers, side):
+            found.append((side, sites))
+            if sum(prod(n // side for n in box.shape[-2:]) for _, box in sites) >= _ENOUGH_WINDOWS:
+                break
+    return found
+
+
+def _spread_sites(readers: Sequence[ImageReader], side: int) -> list[tuple[ImageReader, Box]]:
     """Return up to 64 boxes of single planes, far from each other in the order of voxels."""
     large = [reader for reader in readers if min(reader.shape[-2:]) >= side]
     counts = [(*r.shape[:-2], *(ceil_div(n - side + 1, _SITE) for n in r.shape[-2:])) for r in large]

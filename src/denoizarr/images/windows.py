@@ -14,7 +14,7 @@ from .layout import OutputLayout
 
 # Of the voxels of the coarsest level: a few bright ones would leave the rest dark.
 _LOW, _HIGH = 1.0, 99.8
-_MOST_PLANES, _MOST_VOXELS = 64, 4 * 2**20
+MOST_PLANES, MOST_VOXELS, LARGEST_SIDE = 64, 4 * 2**20, 2048
 _COLORS = ("0000FF", "00FF00", "FF0000", "FF00FF", "00FFFF", "FFFF00")
 
 
@@ -44,11 +44,11 @@ def _sample(layout: OutputLayout, channel: int) -> Array:
     source = ImageSource(layout.url, level.path, layout.dims)
     reader = reader_of_array(open_array(source.url, source.path), source)
     *lead, height, width = level.shape
-    side = [min(n, 2048) for n in (height, width)]
+    side = [min(n, LARGEST_SIDE) for n in (height, width)]
     corner = [(n - s) // 2 for n, s in zip((height, width), side, strict=True)]
     indices = [[channel] if d == "c" else range(n) for d, n in zip(layout.dims, lead, strict=False)]
     counts = [len(options) for options in indices]
-    number = max(min(prod(counts), _MOST_PLANES, _MOST_VOXELS // prod(side)), 1)
+    number = max(min(prod(counts), MOST_PLANES, MOST_VOXELS // prod(side)), 1)
     parts = []
     for part in range(number):
         place = np.unravel_index((2 * part + 1) * prod(counts) // (2 * number), counts) if counts else ()

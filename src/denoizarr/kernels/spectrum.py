@@ -29,7 +29,7 @@ FEWEST_PERIODS = 4.0
 FEWEST_WINDOWS = 8
 _SMALLEST_SIDE = 16
 # More lines than these are a texture.
-_MOST_LINES = 24
+MOST_LINES = 24
 # What a line has to have over its surroundings, in mean nats: 1.1 is three times their power.
 _LEAST_EXCESS = 1.1
 # One window tells no more than this, so that the few with a texture of their own do not decide for all.
@@ -150,7 +150,7 @@ def find_lines(windows: np.ndarray[Any, Any], *, false_alarm: float = 0.001) -> 
         return ()
     left = whole
     found: list[tuple[Frequency, float]] = []
-    while len(found) < _MOST_LINES:
+    while len(found) < MOST_LINES:
         peak = _strongest(_mean_power(left), [frequency for frequency, _ in found], false_alarm)
         if peak is None:
             break

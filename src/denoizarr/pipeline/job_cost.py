@@ -55,14 +55,14 @@ def cost_of_job(
     """
     job, settings = checked.job, checked.job.cost
     table = PriceTable.load(settings.prices if prices is None else prices)
-    if settings.currency is not None:
+    if settings.currency is not None and prices is None:
         table = table.in_currency(settings.currency)
     is_gpu = settings.processor == "gpu" or (settings.processor == "auto" and _has_gpu())
     speed = settings.gpu_voxels_per_second / PREDICTED_PER_SECOND if is_gpu else 1.0
     stages = {n: o for n, o in (("stage1", checked.stage1), ("stage2", checked.stage2)) if o is not None}
     training = {name: training_core_seconds(options) / speed for name, options in stages.items()}
     inference = inference_core_seconds(checked) / speed
-    if projection is not None:
+    if projection is not None and not is_gpu:  # it is of cores
         inference = workers * projection.seconds / denoised_times(checked)
     work = []
     n_workers = _workers_of(checked)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from denoizarr.geometry.grids import ceil_div
 from denoizarr.inference.prediction import Prediction
+from denoizarr.report.planes import LARGEST_NEIGHBOUR, LARGEST_SIDE, NEIGHBOURS
 from denoizarr.stores.images import reader_of
 from denoizarr.training.denoiser import Denoiser
 from denoizarr.training.options import TrainingOptions
@@ -53,8 +54,6 @@ _OPENED = 4 * ASK + OPEN_GROUP + 3 * ARRAY_METADATA
 _FOLDER = 9 * ASK + LIST_NAMES + DELETE + 9 * PUT + 4 * GET
 # The table of steps before and after each, and the counters.
 _STEP = 4 * PUT
-# The report looks at a plane of 2,048 pixels a side and at the middle of three neighbours, before and after.
-_REPORT_SIDE, _REPORT_NEIGHBOUR, _NEIGHBOURS = 2048, 1024, 3
 _REPORT_OPENED = 5 * ASK + OPEN_GROUP + 2 * ARRAY_METADATA
 _FIGURES, _FIGURE_BYTES = 14, 2**20
 
@@ -219,10 +218,10 @@ def _report(
 ) -> StepRequests:
     """Return what the report reads, of the first image and its results, and what it writes."""
     reader = images[0].reader
-    plane = [1] * (len(reader.shape) - 2) + [_REPORT_SIDE] * 2
-    beside = [1] * (len(reader.shape) - 2) + [_REPORT_NEIGHBOUR] * 2
+    plane = [1] * (len(reader.shape) - 2) + [LARGEST_SIDE] * 2
+    beside = [1] * (len(reader.shape) - 2) + [LARGEST_NEIGHBOUR] * 2
     depth = dict(zip(reader.dims, reader.shape, strict=True)).get("z" if "z" in reader.dims else "t", 1)
-    n_beside = min(_NEIGHBOURS, (depth - 1) // 2 or depth - 1)
+    n_beside = min(NEIGHBOURS, (depth - 1) // 2 or depth - 1)
     read = 2 * _REPORT_OPENED + images[0].stored.reading_anywhere(plane, 1)
     read += images[0].stored.reading_anywhere(beside, n_beside)
     layout = checked.predictions[0].layout

@@ -10,48 +10,43 @@ import numpy as np
 from denoizarr.engine.cluster import usable_cores
 from denoizarr.geometry.boxes import Box
 from denoizarr.geometry.grids import Grid, ceil_div
-from denoizarr.images.periodic import spread_planes, spread_sites
+from denoizarr.images.periodic import sampled_sites, spread_planes
 from denoizarr.images.plane_waves import spans_read
+from denoizarr.kernels.spectrum import MOST_LINES
 from denoizarr.selection.cell_classes import piece_shape
 from denoizarr.selection.cells import Cells
 from denoizarr.selection.index_settings import IndexSettings
 from denoizarr.selection.masks import MaskSource
+from denoizarr.selection.roi_level import BLOCK_SIDE
 from denoizarr.selection.survey import blocks_per_batch
 from denoizarr.selection.sweeps import Sweep, plan_sweep
-from denoizarr.stores.sources import ImageReader
+from denoizarr.stores.sources import ImageReader, ImageSource, open_source
 from denoizarr.training.noise_sample import SMALLEST_SIDE
-from denoizarr.training.noise_windows import Site, draw_sites
-from denoizarr.training.volume_windows import columns_of, spread_evenly
+from denoizarr.training.noise_windows import WINDOW, Site, draw_sites
+from denoizarr.training.stage1_windows import DEPTH
+from denoizarr.training.volume_windows import MOST_COLUMNS, columns_of, spread_evenly
 
 from .array_reads import Integers, StoredArray, StoredImage, even_cuts
 from .requests import ASK, GET, LIST, MISS, NONE, OPEN_GROUP, PUT, Requests
 from .training_requests import TrainingImage
 from .writing_requests import recorded_step
 
-# Windows of the sides that periodic lines are sought in; of few of the larger, the smaller are read as well.
-_LINE_SIDES, _LINE_SITE, _ENOUGH_WINDOWS = (128, 64), 256, 16
-# Of periodic lines, harmonics counted: no more are looked for.
-_MOST_LINES = 24
 # A record of a batch of a survey: histograms of up to 65,536 bins, compressed, for every channel.
 _HISTOGRAM_BYTES = 2**18
 # The maps of scores are looked through for a threshold, and for every cell's class.
 _MAP_PASSES = 3
-# Steps over the coarse level that regions of interest are sought on; blocks of it, and their objects.
-_ROI_STEPS, _ROI_SIDE = 8, {2: 1024, 3: 112}
-# Windows that noise is measured in; threads that read them; columns along z at most.
-_WINDOW, _READERS, _COLUMNS = 64, 8, 512
+# Steps over the coarse level that regions of interest are sought on.
+_ROI_STEPS = 8
+# Threads that read windows of noise.
+_READERS = 8
 
 
 def lines_sought(images: Sequence[TrainingImage]) -> Requests:
     """Return what the sample takes that periodic lines are sought in."""
     stored = {id(image.reader): image.stored for image in images}
-    total, windows = NONE, 0
-    for side in _LINE_SIDES:
-        sites = spread_sites([image.reader for image in images], side)
-        total += _of_boxes(stored, [(reader, box) for reader, box in sites])
-        windows = sum(prod(n // side for n in box.shape[-2:]) for _, box in sites)
-        if windows >= _ENOUGH_WINDOWS:
-            break
+    total = NONE
+    for _, sites in sampled_sites([image.reader for image in images]):
+        total += _of_boxes(stored, sites)
     return total
 
 
@@ -64,7 +59,7 @@ def lines_measured(images: Sequence[TrainingImage]) -> Requests:
     ]
     total = _of_boxes(stored, planes)
     for image in images:
-        ends = [np.array(spans, np.int64).T for spans in spans_read(image.reader, _MOST_LINES)]
+        ends = [np.array(spans, np.int64).T for spans in spans_read(image.reader, MOST_LINES)]
         if ends:
             total += image.stored.reading([a for a, _ in ends], [b for _, b in ends], usable_cores())
     return total
@@ -182,7 +177,7 @@ def noise_read(
         Of stage 1's network, along its axes, where what that makes of the sites may be measured.
     """
     readers = [image.reader for image in images]
-    side = min(_WINDOW, *(min(reader.shape[-2:]) for reader in readers))
+    side = min(WINDOW, *(min(reader.shape[-2:]) for reader in readers))
     if side < SMALLEST_SIDE:  # such an image has no window to measure noise in
         return NONE, NONE
     sites = draw_sites(readers, side, None, seed)
@@ -192,12 +187,11 @@ def noise_read(
     volumes = NONE
     deep = [reader for reader in readers if "z" in reader.dims]
     if planes > 1 and len(deep) == len(readers):
-        volumes = _of_sites(images, spread_evenly(columns_of(sites, readers, side, planes), _COLUMNS))
+        volumes = _of_sites(images, spread_evenly(columns_of(sites, readers, side, planes), MOST_COLUMNS))
     if halo is not None:
+        seen = columns_of(sites, readers, side, DEPTH) if len(halo) == 3 else sites
         grown = (0,) * (len(readers[0].shape) - len(halo)) + tuple(halo)
-        around = [Site(site.image, site.box.grow(grown).clip(readers[site.image].shape)) for site in sites]
-        if len(halo) == 3:
-            around = [*around] * 4  # columns of windows
+        around = [Site(site.image, site.box.grow(grown).clip(readers[site.image].shape)) for site in seen]
         perhaps += _of_sites(images, around)
     return (at_sites, perhaps) if volumes == NONE else (volumes, at_sites + perhaps)
 
@@ -277,8 +271,6 @@ def _swept(image: TrainingImage, sweep: Sweep, voxels: Sequence[tuple[Integers, 
 
 
 def _whole_of(source: object, passes: int) -> Requests:
-    from denoizarr.stores.sources import ImageSource, open_source
-
     if not isinstance(source, ImageSource):
         return NONE
     reader = open_source(source)
@@ -290,7 +282,7 @@ def _coarse_level(reader: ImageReader, settings: IndexSettings) -> Requests:
     assert settings.roi is not None, "asked for regions of interest only"
     n, factor = len(settings.patch), settings.roi.scale_factor
     coarse = [*reader.shape[:-n], *(ceil(size * factor) for size in reader.shape[-n:])]
-    blocks = prod(coarse[:-n]) * prod(ceil_div(size, _ROI_SIDE[n]) for size in coarse[-n:])
+    blocks = prod(coarse[:-n]) * prod(ceil_div(size, BLOCK_SIDE[n]) for size in coarse[-n:])
     each = recorded_step(blocks, 1, record_bytes=_HISTOGRAM_BYTES) + blocks * (12 * GET + 4 * PUT + 4 * MISS)
     n_bytes = prod(coarse) * 8
     return _ROI_STEPS * (each + Requests(bytes_read=n_bytes)) + Requests(bytes_written=2 * n_bytes)

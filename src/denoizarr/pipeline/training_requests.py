@@ -16,7 +16,9 @@ from denoizarr.kernels.unet import build_network
 from denoizarr.stores.sources import ImageReader
 from denoizarr.training.block_layout import block_extent
 from denoizarr.training.centre_measurement import measured_patches
+from denoizarr.training.checkpoints import KEPT
 from denoizarr.training.epoch_plan import patches_per_visit
+from denoizarr.training.held_out import STATISTICS_PATCHES
 from denoizarr.training.options import TrainingOptions
 from denoizarr.training.portion_sources import READING_THREADS
 from denoizarr.training.portions import channels_of
@@ -28,10 +30,6 @@ from .requests import ASK, DELETE, LIST_NAMES, NONE, PUT, Requests
 _STATES, _HEADER_BYTES = 6, 2**18
 # A picture of a few patches.
 _SAMPLE_BYTES = 2**20
-# Of the last epochs; earlier ones are deleted.
-_KEPT_CHECKPOINTS = 3
-# Patches that normalise, where a target is learnt.
-_STATISTICS_PATCHES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ def training_reads(
             continue
         total += _epochs(some, options)
         # The held-out patches begin on cells; those of the measurement, and of a normalisation, anywhere.
-        anywhere = (_STATISTICS_PATCHES if targets else 0) + (
+        anywhere = (STATISTICS_PATCHES if targets else 0) + (
             measured_patches(options) if options.use_centre and not targets else 0
         )
         held_out = options.validation_patches if options.validation_fraction > 0 else 0
@@ -84,7 +82,7 @@ def training_writes(options: TrainingOptions, seconds: float) -> Requests:
     by_clock = int(seconds / (60 * options.checkpoint_minutes))
     checkpoints = options.num_epochs + by_clock
     put = Requests(puts=1, bytes_written=_STATES * model)
-    written = checkpoints * (put + LIST_NAMES) + max(checkpoints - _KEPT_CHECKPOINTS, 0) * DELETE
+    written = checkpoints * (put + LIST_NAMES) + max(checkpoints - KEPT, 0) * DELETE
     log = (options.num_epochs + 1) * PUT
     pictures = options.num_epochs * Requests(puts=1, bytes_written=_SAMPLE_BYTES)
     return written + log + pictures + Requests(puts=1, bytes_written=model) + 2 * ASK
@@ -92,7 +90,7 @@ def training_writes(options: TrainingOptions, seconds: float) -> Requests:
 
 def training_kept_bytes(options: TrainingOptions) -> int:
     """Return what is left of it in the end: the last checkpoints, the model, the pictures."""
-    return (_KEPT_CHECKPOINTS * _STATES + 1) * model_bytes(options) + options.num_epochs * _SAMPLE_BYTES
+    return (KEPT * _STATES + 1) * model_bytes(options) + options.num_epochs * _SAMPLE_BYTES
 
 
 def _epochs(images: Sequence[TrainingImage], options: TrainingOptions) -> Requests:

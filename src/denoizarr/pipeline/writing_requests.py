@@ -18,6 +18,7 @@ from denoizarr.engine.ledger import GROUP
 from denoizarr.geometry.grids import ceil_div
 from denoizarr.images.layout import LevelLayout, OutputLayout
 from denoizarr.images.pyramid import pyramid_steps
+from denoizarr.images.windows import LARGEST_SIDE, MOST_PLANES, MOST_VOXELS
 
 from .array_reads import StoredArray, even_cuts
 from .requests import (
@@ -38,8 +39,6 @@ from .requests import (
 _RECORD_BYTES, _BLOCK_RECORD_BYTES = 2048, 128
 # Whose an output is, is asked at most once before each of these: reading, computing and writing of a block.
 _STAGES = 3
-# Planes of the coarsest level, 2,048 pixels a side at most, that the display windows are taken from.
-_WINDOW_PLANES, _WINDOW_SIDE, _WINDOW_VOXELS = 64, 2048, 4 * 2**20
 
 
 def recorded_step(n_blocks: int, blocks_per_batch: int, stages: int = 1, record_bytes: int = 0) -> Requests:
@@ -120,8 +119,8 @@ def _windows(layout: OutputLayout) -> Requests:
         return NONE
     level = layout.levels[-1]
     channels = level.shape[layout.dims.index("c")] if "c" in layout.dims else 1
-    sides = [min(n, _WINDOW_SIDE) for n in level.shape[-2:]]
-    planes = max(min(prod(level.shape[:-2]) // channels, _WINDOW_PLANES, _WINDOW_VOXELS // prod(sides)), 1)
+    sides = [min(n, LARGEST_SIDE) for n in level.shape[-2:]]
+    planes = max(min(prod(level.shape[:-2]) // channels, MOST_PLANES, MOST_VOXELS // prod(sides)), 1)
     one = [1] * (len(level.shape) - 2) + sides
     stored = stored_level(layout, level)
     return channels * (OPEN_ARRAY + stored.reading_anywhere(one, planes))

@@ -19,7 +19,7 @@ from .tensor_files import Weights, read_tensors, tensors_digest, write_tensors
 _LOG = logging.getLogger(__name__)
 _FORMAT, _VERSION = "denoizarr-checkpoint", 3
 _NAME = re.compile(r"^step-(\d{9})\.safetensors$")
-_KEPT = 3
+KEPT = 3
 
 
 class Checkpoints:
@@ -73,7 +73,7 @@ class Checkpoints:
         names = self._names()
         # Those of later steps are damaged, or this training would have gone on from them.
         earlier = [name for name in names if name <= own]
-        for name in set(names) - set(earlier[:_KEPT]):
+        for name in set(names) - set(earlier[:KEPT]):
             locations.delete(locations.join(self.url, name))
         self._saved = time.monotonic()
         failpoints.reach("saved")

@@ -21,7 +21,7 @@ from .options import TrainingOptions
 from .patch_stream import validation_patches
 
 # Enough for the mean and std of each channel to within a few per cent of the std.
-_STATISTICS_PATCHES = 256
+STATISTICS_PATCHES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def measured_normalisation(
         given = Normalisation(tuple(c.mean for c in whole), tuple(c.std for c in whole))
     if given is not None and targets is None:
         return given, None
-    item = _finite_item(images, index, targets, _STATISTICS_PATCHES, seed, "statistics of")
+    item = _finite_item(images, index, targets, STATISTICS_PATCHES, seed, "statistics of")
     return (
         given or _of_patches(item["patch"].numpy(), "image"),
         None if targets is None else _of_patches(item["target"].numpy(), "target image"),

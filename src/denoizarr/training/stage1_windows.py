@@ -30,7 +30,7 @@ Array = np.ndarray[Any, Any]
 # Voxels that the network computes for one kernel, halos included: half a minute of one core in the plane,
 # some minutes in a volume. Sites are left out, evenly, until that holds, but for the fewest.
 _MOST_VOXELS, _FEWEST_SITES = 2**24, 8
-_DEPTH, _STEP = 16, 4
+DEPTH, _STEP = 16, 4
 
 
 def read_denoised(
@@ -55,7 +55,7 @@ def read_denoised(
     """
     denoiser = denoiser.with_centre(None)
     if len(denoiser.halo) == 3:
-        sites = columns_of(sites, readers, side, _DEPTH)
+        sites = columns_of(sites, readers, side, DEPTH)
     chosen = _affordable(sites, readers, denoiser)
     parts = [_windows(_denoised(readers[site.image], site.box, denoiser), side) for site in chosen]
     return np.concatenate(parts)

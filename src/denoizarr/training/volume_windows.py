@@ -24,7 +24,7 @@ from .noise_windows import Site
 Array = np.ndarray[Any, Any]
 
 # 512 columns of 8 planes are as many voxels as four times the windows of a plane; a batch is some megabytes.
-_MOST_COLUMNS, _BATCH, _READERS = 512, 32, 8
+MOST_COLUMNS, _BATCH, _READERS = 512, 32, 8
 
 
 def columns_of(sites: Sequence[Site], readers: Sequence[ImageReader], side: int, planes: int) -> list[Site]:
@@ -61,7 +61,7 @@ def read_volumes(
     def read(site: Site) -> Array:
         return readers[site.image].read(site.box).reshape(planes, side, side)
 
-    chosen = spread_evenly(columns_of(sites, readers, side, planes), _MOST_COLUMNS)
+    chosen = spread_evenly(columns_of(sites, readers, side, planes), MOST_COLUMNS)
     with ThreadPoolExecutor(_READERS) as pool:
         for first in range(0, len(chosen), _BATCH):
             yield np.stack(list(pool.map(read, chosen[first : first + _BATCH])))

@@ -30,6 +30,8 @@ class DenoizarrError(Exception):
     """
 
     exit_status: ClassVar[int] = 1
+    # Whether it may be gone in a moment, where whoever raised it could tell.
+    passes: bool | None = None
 
     def __init__(
         self,
@@ -54,7 +56,8 @@ class DenoizarrError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by parts, so that an error crosses from a worker with its message whole."""
-        return _rebuild, (type(self), self.what, self.where, self.got, self.expected, self.remedy)
+        parts = (type(self), self.what, self.where, self.got, self.expected, self.remedy)
+        return _rebuild, parts, {"passes": self.passes}
 
     def __str__(self) -> str:
         # KeyError's own __str__ would quote the message.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from denoizarr.engine.ledger import Ledger
+from denoizarr.engine.retries import is_transient
 from denoizarr.errors import (
     BadRequest,
     CredentialsExpired,
     ImageNotFound,
+    LedgerMismatch,
     PermissionDenied,
     StoreUnavailable,
     UnsupportedStore,
@@ -238,3 +241,36 @@ def test_a_url_with_a_password_reaches_nobody(root, fault_proxy):
     with pytest.raises(BadRequest, match="carries a user"):
         locations.get(f"s3://someone:hunter2@{root[5:]}/object")
     assert not fault_proxy.log.requests
+
+
+@pytest.mark.parametrize("name", ["run 488 Alexa", "status/403", "latest/api/token"])
+def test_a_name_is_no_status(root, fault_proxy, name):
+    """Whether a failure may pass is told by what the server said, never by what the object is called."""
+    store_options.use(None, StoreOptions(tries=2, first_wait_seconds=0.001))
+    fault_proxy.plan("lost_request", "GET", times=2)
+    with pytest.raises(StoreUnavailable, match="no answer") as caught:
+        locations.get(f"{root}/{name}/object")
+    assert is_transient(pickle.loads(pickle.dumps(caught.value)))  # noqa: S301  # as from a worker
+    assert caught.value.__context__ is None, "what the server said does not come along"
+    store_options.use(None, StoreOptions(encryption="AES256"))
+    assert not is_transient(pickle.loads(pickle.dumps(PermissionDenied("x"))))  # noqa: S301
+
+
+def test_mistakes_are_not_tried_again(root):
+    attempts.take_counts()
+    with pytest.raises(TypeError):
+        locations.put(f"{root}/object", 3)  # type: ignore[arg-type]
+    assert attempts.take_counts()[1] == 0
+
+
+def test_a_record_that_a_listing_left_out_vouches_for_nothing(root):
+    """Over an output that was deleted, the same job begins anew, whatever was overlooked."""
+    ledger = Ledger.claim(f"{root}/ledger", {"job": 1})
+    ledger.begin_step("level-0", 1, 1)
+    ledger.put("level-0", 0, {"batch": 0, "blocks": [0, 1], "results": []})
+    locations.delete(f"{root}/ledger/job.json")
+    begun = Ledger.claim(f"{root}/ledger", {"job": 1}, anew=True)
+    with pytest.raises(LedgerMismatch):
+        begun.get("level-0", 0)
+    # And goes on as itself.
+    assert Ledger.claim(f"{root}/ledger", {"job": 1}) == begun

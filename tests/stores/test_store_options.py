@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields
 from typing import Any
 
+import numpy as np
 import pytest
 
 from denoizarr.errors import BadRequest, ConfigError, PermissionDenied
 from denoizarr.pipeline.config import JobConfig
 from denoizarr.pipeline.config_machines import BucketSettings
-from denoizarr.stores import backends, store_options
+from denoizarr.stores import backends, sources, store_options
 from denoizarr.stores.store_options import StoreOptions, options_from
 
 
@@ -86,7 +87,7 @@ def test_buckets_of_a_job_are_reached_each_in_its_way() -> None:
     )
     job.reach_stores()
     assert store_options.options_of("s3://raw") == StoreOptions(
-        anonymous=True, endpoint="https://open.example"
+        anonymous=True, endpoint="https://open.example", region="eu-central-1"
     )
     assert store_options.options_of("s3://mine") == StoreOptions(region="eu-central-1")
     assert "storage" not in job.identity()
@@ -190,3 +191,28 @@ def test_a_profile_that_is_not_there(tmp_path: Any, monkeypatch: pytest.MonkeyPa
         backends.open_store("s3://bucket", StoreOptions(profile="other"))
     assert "hunter2" not in str(caught.value)
     assert "hunter2" not in repr(backends.open_store("s3://bucket", StoreOptions(profile="lab")))
+
+
+def test_options_arrive_before_a_store_is_opened(tmp_path: Any) -> None:
+    """A worker opens what it was sent while it unpickles it: with the job's endpoint, not its own."""
+    from denoizarr.images.save import save_image
+    from denoizarr.stores.images import open_image, reader_of
+
+    save_image(np.zeros((2, 8, 8), np.uint8), tmp_path / "a.ome.zarr", levels=1)
+    reader = reader_of(open_image(tmp_path / "a.ome.zarr"))
+    store_options.use(None, StoreOptions(region="eu"))
+    sent = pickle.dumps(reader)
+    store_options.use(None, StoreOptions(region="us"))
+    store_options.use("s3://old", StoreOptions(region="us"))
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        opened = sources.open_array
+
+        def watched(*arguments: Any) -> Any:
+            seen.append(store_options.in_use())
+            return opened(*arguments)
+
+        patch.setattr(sources, "open_array", watched)
+        sources.open_source.cache_clear()
+        pickle.loads(sent)  # noqa: S301  # just made
+    assert seen == [(("", StoreOptions(region="eu")),)], "and nothing of an earlier job's is left"

@@ -103,7 +103,6 @@ def run_batch(
         # A twin, or another driver of the same job, was faster: nothing is written twice.
         return {"batch": batch}
     started = time.monotonic()
-    attempts.take_counts()
     blocks = batch_of(batch, step.n_blocks, step.blocks_per_batch)
     if isinstance(step.task, Stages):
         results = overlapped(step.task, step.spec, blocks, persist)

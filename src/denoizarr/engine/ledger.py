@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 from denoizarr.errors import ImageNotFound, LedgerMismatch, MetadataError, UnsupportedStore
 from denoizarr.stores import locations, records
@@ -31,7 +32,7 @@ _NOTHING = object()
 GROUP = 1024  # batches whose records are gathered in one object
 # Records of several kilobytes each (histograms) are those of few batches; a group of them would not be small.
 _GROUP_BYTES = 8 * 2**20
-_PARTITION = "step.json"
+_PARTITION, _BEGUN = "step.json", "begun"
 _FEW, _READERS = 32, 16
 FORMAT = 1  # of the ledger and of what its identity covers; part of every job's identity
 
@@ -52,18 +53,22 @@ class Ledger:
     job: str
 
     @classmethod
-    def claim(cls, url: str, identity: dict[str, Any]) -> Ledger:
+    def claim(cls, url: str, identity: dict[str, Any], *, anew: bool = False) -> Ledger:
         """Open the ledger at ``url`` for the job of this identity, beginning it where there is none.
+
+        Begun ``anew``, over an output that was deleted, it is no earlier ledger of the same job: a record
+        that a listing left out, and that was not deleted with the rest, vouches for nothing.
 
         Raises
         ------
         LedgerMismatch
             It belongs to another job; the message names what differs.
         """
-        body = _body(identity)
+        body = _body(identity) | ({_BEGUN: uuid4().hex} if anew else {})
         key = locations.join(url, "job.json")
         if records.create_json(key, body):
             if not locations.keeps_first(key):
+                locations.delete(key)
                 raise UnsupportedStore(
                     "this store overwrites what is to be put only where nothing is",
                     where=locations.redact(url),
@@ -73,12 +78,12 @@ class Ledger:
             # Without it no record vouches for anything.
             locations.make_durable(key)
         else:
-            cls.check(url, identity)
+            body = cls.check(url, identity)
         return cls(url, records.digest(body))
 
     @staticmethod
-    def check(url: str, identity: dict[str, Any]) -> None:
-        """Make sure that the ledger at ``url`` was claimed for this identity.
+    def check(url: str, identity: dict[str, Any]) -> dict[str, Any]:
+        """Make sure that the ledger at ``url`` was claimed for this identity; return the claim.
 
         Raises
         ------
@@ -95,7 +100,8 @@ class Ledger:
                 got=error.got,
                 remedy="choose another output, or delete this one and its ledger",
             ) from error
-        differences = sorted(_differences(found, _body(identity)))
+        claimed = {name: value for name, value in found.items() if name != _BEGUN}
+        differences = sorted(_differences(claimed, _body(identity)))
         if differences:
             raise LedgerMismatch(
                 "this output was begun by another job",
@@ -103,6 +109,7 @@ class Ledger:
                 got=f"differences in {', '.join(differences[:4])}",
                 remedy="choose another output, or delete this one and its ledger",
             )
+        return found
 
     @staticmethod
     def is_begun(url: str) -> bool:

@@ -60,6 +60,8 @@ def is_transient(error: BaseException) -> bool:
     """
     if isinstance(error, ClusterLost):
         return False  # the driver's to say, and never a block's
+    if isinstance(error, DenoizarrError) and error.passes is not None:
+        return error.passes
     if isinstance(error, StoreUnavailable):
         return may_pass(error.__cause__ or error)
     if isinstance(error, DenoizarrError):

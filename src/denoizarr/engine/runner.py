@@ -18,7 +18,7 @@ from typing import Any
 
 from denoizarr.errors import BlockFailed, Outage, Stopped
 from denoizarr.geometry.grids import batch_of
-from denoizarr.stores import store_options
+from denoizarr.stores import attempts, store_options
 
 from . import failpoints, json_logs
 from .batches import Record as Record
@@ -117,6 +117,7 @@ def run_step(
     folded = 0
     failures = Failures(step.name, name, n_batches)
     crew = Threads(threads) if client is None else Workers(client, step.name, step.resources)
+    attempts.take_counts()  # what was asked before is none of these blocks'
     work = partial(run_batch, step, ledger, retries=retries, stores=store_options.in_use())
     waves = Waves(crew, work, name, Deadlines(deadlines), fetch=ledger is None)
     todo = (batch for batch in mine if not done[batch])

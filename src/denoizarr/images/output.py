@@ -66,7 +66,9 @@ def begin_output(layout: OutputLayout, identity: dict[str, Any], *, overwrite: b
     check_free(layout.url, overwrite=overwrite)
     if overwrite:
         _clear(layout.url, beside)
-    ledger = Ledger.claim(beside, {"output": layout.identity(), **identity})
+    # In a bucket a listing said what there is to delete.
+    anew = overwrite and locations.is_remote(layout.url)
+    ledger = Ledger.claim(beside, {"output": layout.identity(), **identity}, anew=anew)
     failpoints.reach("claimed")
     torn = _delete_torn_metadata(layout)
     group = _group_of(layout)
@@ -94,6 +96,7 @@ def check_free(destination: str, *, overwrite: bool = False) -> None:
     ------
     OutputExists
     """
+    locations.refuse_read_only(destination)
     if not locations.exists(destination) or Ledger.is_begun(ledger_url(destination)):
         return
     if not overwrite:

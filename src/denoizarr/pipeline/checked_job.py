@@ -135,6 +135,7 @@ def ledger_of(job: JobConfig) -> str:
 def _check_run_folder(checked: CheckedJob) -> None:
     """Refuse a run folder that holds something else, or another job."""
     folder, ledger = checked.job.output.url, ledger_of(checked.job)
+    locations.refuse_read_only(folder)
     if Ledger.is_begun(ledger):
         Ledger.check(ledger, identity_of(checked))
     elif set(locations.list_names(folder)) - {"ledger"}:  # a kill can leave the ledger's empty folder

@@ -328,9 +328,9 @@ class JobConfig(Section):
     def reach_stores(self) -> None:
         """Have the job's buckets reached as it says, in this process and by the tasks that it sends."""
         if any(map(locations.is_remote, self._urls())):
-            store_options.use(None, self.storage.options())
-            for url, settings in self.storage.buckets.items():
-                store_options.use(url, settings.options())
+            store_options.take(())
+            for url, options in self.storage.by_bucket().items():
+                store_options.use(url or None, options)
 
     def _urls(self) -> tuple[str, ...]:
         target = () if self.target is None else self.target.sources

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -128,9 +129,25 @@ class BucketSettings(Section):
 
 
 class StorageSettings(BucketSettings):
-    """How all buckets of the job are reached, and ``buckets`` that are reached otherwise, by their URL."""
+    """How all buckets of the job are reached, and ``buckets``, by URL, that differ in some of it."""
 
     buckets: dict[str, BucketSettings] = Field(default_factory=dict)
+
+    def by_bucket(self) -> dict[str, StoreOptions]:
+        """Return the options by URL, those of all others under "": what a bucket leaves out is theirs."""
+        general = self.options()
+        return {
+            "": general,
+            **{
+                url: replace(general, **{name: getattr(given, name) for name in given.model_fields_set})
+                for url, given in self.buckets.items()
+            },
+        }
+
+    @model_validator(mode="after")
+    def _buckets_that_fit(self) -> StorageSettings:
+        self.by_bucket()
+        return self
 
     @field_validator("buckets")
     @classmethod

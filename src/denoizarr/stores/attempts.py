@@ -15,7 +15,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from .store_errors import may_pass, translated
+from denoizarr.errors import DenoizarrError, PermissionDenied
+
+from .backends import open_store
+from .store_errors import may_pass, translation
 from .store_options import StoreOptions
 
 _LOG = logging.getLogger(__name__)
@@ -48,10 +51,6 @@ def _count(number: int) -> None:
         _counts.retries += number > 1
 
 
-class ShortAnswerError(Exception):
-    """Fewer bytes came than were asked for and are there."""
-
-
 def attempt(where: str, options: StoreOptions, call: Callable[[], Result]) -> Result:
     """Make a request, again after errors that may pass, and return its result.
 
@@ -78,10 +77,13 @@ def attempt(where: str, options: StoreOptions, call: Callable[[], Result]) -> Re
             return call()
         except Exception as error:
             wait = _wait_after(error, where, number, options, waits)
-            if wait is None:
-                with translated(where):
-                    raise
-            time.sleep(wait)
+            ours = translation(error, where) if wait is None else None
+            if wait is None and ours is None:
+                raise
+        if ours is not None:
+            # Out here: with the error that it stands for it would carry the server's text along.
+            raise _known(ours)
+        time.sleep(wait or 0)
 
 
 async def attempt_async(where: str, options: StoreOptions, call: Callable[[], Awaitable[Result]]) -> Result:
@@ -95,10 +97,13 @@ async def attempt_async(where: str, options: StoreOptions, call: Callable[[], Aw
             return await call()
         except Exception as error:
             wait = _wait_after(error, where, number, options, waits)
-            if wait is None:
-                with translated(where):
-                    raise
-            await asyncio.sleep(wait)
+            ours = translation(error, where) if wait is None else None
+            if wait is None and ours is None:
+                raise
+        if ours is not None:
+            # Out here: with the error that it stands for it would carry the server's text along.
+            raise _known(ours)
+        await asyncio.sleep(wait or 0)
 
 
 def _waits(options: StoreOptions) -> Iterator[float | None]:
@@ -113,13 +118,20 @@ def _waits(options: StoreOptions) -> Iterator[float | None]:
         yield None
 
 
+def _known(error: DenoizarrError) -> DenoizarrError:
+    """Return an error; refused credentials are looked up anew by whoever asks next."""
+    if isinstance(error, PermissionDenied):
+        open_store.cache_clear()
+    return error
+
+
 def _wait_after(
     error: Exception, where: str, number: int, options: StoreOptions, waits: Iterator[float | None]
 ) -> float | None:
-    if not (isinstance(error, ShortAnswerError) or may_pass(error)):
+    if not may_pass(error):
         return None
     wait = next(waits)
     if wait is not None:
-        said = str(error).split(" - ", 1)[-1].splitlines()[0][:120]
+        said = str(error).split(" - ", 1)[-1][:120]
         _LOG.debug("%s: try %d of %d failed: %s", where, number, options.tries, said)
     return wait

@@ -22,7 +22,7 @@ from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
 from denoizarr.errors import BadRequest, PermissionDenied
 
-from .store_options import StoreOptions
+from .store_options import StoreOptions, check_endpoint_text
 from .urls import redact
 
 RemoteStore = S3Store | GCSStore | AzureStore | HTTPStore
@@ -143,9 +143,11 @@ def _profile_of(options: StoreOptions) -> Any:
         import botocore.exceptions
         from obstore.auth.boto3 import Boto3CredentialProvider
     except ImportError as error:
+        if named is None:
+            return None
         raise BadRequest(
             "profiles of S3 need boto3",
-            where=f"profile {named or 'default'}",
+            where=f"profile {named}",
             remedy="pip install 'denoizarr[aws]', or set the environment's AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY",
         ) from error
@@ -160,17 +162,9 @@ def _profile_of(options: StoreOptions) -> Any:
 def _check_endpoint(endpoint: str, options: StoreOptions) -> bool:
     """Refuse endpoints that are no service's; tell whether this one is asked without TLS."""
     shown = redact(endpoint)
+    check_endpoint_text(endpoint)
     parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise BadRequest(
-            "the endpoint of a store is no URL", where=shown, expected="https://host or http://host:port"
-        )
-    if parts.username is not None or parts.query or parts.fragment:
-        raise BadRequest(
-            "an endpoint that carries a user, a password or a query",
-            where=shown,
-            remedy="leave them out: credentials come from the environment, a profile or the machine's role",
-        )
+    assert parts.hostname, "just checked"
     addresses = _addresses_of(parts.hostname)
     if any(address.is_link_local or address.is_unspecified for address in addresses):
         raise BadRequest(

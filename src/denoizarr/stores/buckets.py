@@ -7,6 +7,7 @@ whoever asks for it by its name; a listing is believed only where nothing is los
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -16,8 +17,9 @@ import obstore
 
 from denoizarr.errors import ImageNotFound, PermissionDenied, StoreUnavailable, UnsupportedStore
 
-from .attempts import ShortAnswerError, attempt
+from .attempts import attempt
 from .backends import RemoteStore, open_store
+from .store_errors import ShortAnswerError
 from .store_options import StoreOptions, options_of
 from .urls import is_read_only, join, redact, split_remote
 
@@ -222,6 +224,16 @@ def listed(url: str) -> list[dict[str, Any]]:
     if is_read_only(url):
         raise UnsupportedStore("web servers do not list what they have", where=redact(url))
     return list(place.ask(whole))
+
+
+def metadata_stamp(url: str) -> str:
+    """Return a digest of the metadata of a hierarchy on a web server, which lists nothing; "" for none."""
+    for name in _HIERARCHY:
+        try:
+            return hashlib.blake2b(get(join(url, name)), digest_size=8).hexdigest()
+        except ImageNotFound:
+            continue
+    return ""
 
 
 def list_names(url: str) -> list[str]:

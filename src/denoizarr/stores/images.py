@@ -54,7 +54,7 @@ class _Voxels:
         self.shape, self.dtype, self.ndim = reader.shape, reader.dtype, len(reader.shape)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _voxels_of, (Carried(self.reader), store_options.in_use())
+        return _voxels_of, (Carried(self.reader),)
 
     def __getitem__(self, index: tuple[slice | int, ...]) -> Array:
         """Read what basic indexing asks for: Dask merges ints and strides into the read of a chunk."""
@@ -87,8 +87,7 @@ _HELD: WeakValueDictionary[str, _Voxels] = WeakValueDictionary()
 _STORE_NAMES: dict[int, str] = {}
 
 
-def _voxels_of(carried: Carried, stores: store_options.InUse) -> _Voxels:
-    store_options.take(stores)
+def _voxels_of(carried: Carried) -> _Voxels:
     return _Voxels(carried.reader)
 
 

@@ -30,6 +30,7 @@ from . import buckets
 from .store_errors import translated as translated
 from .urls import absolute as absolute
 from .urls import distinct as distinct
+from .urls import is_read_only
 from .urls import is_remote as is_remote
 from .urls import join as join
 from .urls import local_path as local_path
@@ -105,6 +106,12 @@ def _no_group(url: str | Path) -> DenoizarrError:
         where=redact(str(url)),
         remedy="make one with `denoizarr convert SRC DST.ome.zarr`",
     )
+
+
+def refuse_read_only(url: str | Path) -> None:
+    """Refuse a destination on a web server before any work."""
+    if is_remote(url):
+        buckets.refuse_read_only(str(url))
 
 
 def _split(url: str | Path) -> tuple[Path, str]:
@@ -312,6 +319,8 @@ def listing_stamp(url: str | Path) -> str:
 
     A listing costs about a second for 100,000 objects; no object is read.
     """
+    if is_remote(url) and is_read_only(url):
+        return buckets.metadata_stamp(str(url))
     total, number = 0, 0
     for entry in _listed(url):
         text = f"{entry['path']} {entry['size']} {entry['last_modified'].timestamp()!r}"
@@ -338,7 +347,9 @@ def last_write(url: str | Path, *, apart_from: str) -> float:
 
 
 def stored_bytes(url: str | Path) -> int:
-    """Return the size of all objects below ``url``, in bytes."""
+    """Return the size of all objects below ``url``, in bytes; 0 where a web server does not say."""
+    if is_remote(url) and is_read_only(url):
+        return 0
     return sum(entry["size"] for entry in _listed(url))
 
 

@@ -6,17 +6,15 @@
     needed         ^^   ^^             ^^
     asked for      |---------|      |----|
 
-Neighbours are asked for together, long ranges in pieces, and all of them at the same time. The index of a
-shard is asked for once, checked by its checksum, and kept.
+Neighbours are asked for together, long ranges in pieces, and all of them at the same time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import OrderedDict
 from dataclasses import dataclass
-from threading import Lock
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -46,7 +44,6 @@ from .strict import (
 Index = NDArray[np.uint64]
 # A gap that is read along costs less than another request: 256 KiB take 3 ms at 100 MB/s.
 _GAP_BYTES, _PIECE_BYTES = 256 * 2**10, 8 * 2**20
-_KEPT_INDEXES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +69,6 @@ class ShardReads:
     def __init__(self, array: zarr.Array[Any], at_once: int) -> None:
         assert isinstance(array.store, StrictStore), "an array of open_array"
         self._array, self._store, self._at_once = array, array.store, at_once
-        self._indexes: OrderedDict[str, tuple[Index, bytes]] = OrderedDict()
-        self._lock = Lock()
 
     @staticmethod
     def suit(array: zarr.Array[Any]) -> bool:
@@ -115,25 +110,18 @@ class ShardReads:
         return None if index is None else await self._filled(self._needed(key, place, box, *index), room)
 
     async def _index(self, key: str, room: asyncio.Semaphore) -> tuple[Index, bytes] | None:
-        with self._lock:
-            if (kept := self._indexes.get(key)) is not None:
-                self._indexes.move_to_end(key)
-                return kept
+        # Anew each time: the shard may have been written again, and old offsets would cut its chunks.
         async with room:
             found = await shard_index(self._array, self._store, key)
         if found is None and self._store.missing == "error":
             raise missing_chunk(self._store.where, key)
-        # One with gaps may be written again.
-        if found is not None and bool((found[0][..., 0] != EMPTY).all()):
-            with self._lock:
-                self._indexes[key] = found
-                while len(self._indexes) > _KEPT_INDEXES:
-                    self._indexes.popitem(last=False)
         return found
 
     def _needed(self, key: str, place: Box, box: Box, index: Index, index_bytes: bytes) -> _Needed:
         whole, ranges = Box.whole(tuple(self._array.shape)), []
         chunks = tuple(self._array.chunks)
+        # No codec makes a chunk twice as long; a shard that was written piece by piece may have dead parts.
+        most = 16 * (index.size // 2) * (2 * prod(chunks) * self._array.dtype.itemsize + 1024)
         for inner in itertools.product(*map(range, index.shape[:-1])):
             start = tuple(o + i * c for o, i, c in zip(place.start, inner, chunks, strict=True))
             chunk = Box(start, tuple(a + c for a, c in zip(start, chunks, strict=True)))
@@ -144,6 +132,14 @@ class ShardReads:
                 if self._store.missing == "error":
                     raise missing_chunk(self._store.where, f"{key}#{','.join(map(str, inner))}")
                 continue
+            if offset + length > most:
+                raise CorruptChunk(
+                    "the index of a shard names bytes beyond any shard's end",
+                    where=f"{self._store.where}/{key}",
+                    got=offset + length,
+                    expected=f"at most {most}",
+                    remedy="restore the shard",
+                )
             ranges.append((offset, offset + length))
         return _Needed(key, index_bytes, _together(ranges))
 

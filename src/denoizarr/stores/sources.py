@@ -29,7 +29,7 @@ from denoizarr.errors import (
 )
 from denoizarr.geometry.boxes import Box
 
-from . import locations
+from . import locations, store_options
 from .ome_zarr import DIMS
 from .records import digest
 from .shard_reads import ShardReads
@@ -209,7 +209,7 @@ class ImageReader:
                 where=self.name,
                 remedy="save it first with save_image, then pass its URL",
             )
-        return self._reopen, (self.source,)
+        return _reopened, (self._reopen, self.source, store_options.in_use())
 
     def read(self, box: Box) -> Array:
         """Return the voxels of ``box``.
@@ -227,6 +227,12 @@ class ImageReader:
     def absent_in(self, box: Box) -> list[str]:
         """Return the names of the chunks in ``box`` that the store lacks; empty for images in memory."""
         return self._absent(box) if self._absent is not None else []
+
+
+def _reopened(reopen: Callable[[Any], ImageReader], source: Any, stores: store_options.InUse) -> ImageReader:
+    # Before anything is asked: what opens a store has to know how.
+    store_options.take(stores)
+    return reopen(source)
 
 
 class Carried:

@@ -11,12 +11,14 @@ from pathlib import Path
 import obstore
 
 from denoizarr.errors import (
+    CorruptChunk,
     CredentialsExpired,
     DenoizarrError,
     ImageNotFound,
     NoSpace,
     PermissionDenied,
     StoreUnavailable,
+    UnsupportedStore,
 )
 
 from .urls import is_remote, redact
@@ -36,6 +38,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _HTTP_STATUS = re.compile(r"\b(?:status|HTTP(?:/[\d.]+)?)\D{0,12}([45]\d\d)\b|\b(4\d\d|5\d\d) [A-Z][a-z]+")
 # S3's, and Azure's and Google's, which write XML as well: the one word of an answer that holds no secret.
 _CODE = re.compile(r"<Code>([A-Za-z.]{1,64})</Code>|\(code: ([A-Za-z.]{1,64})\)")
+_URL = re.compile(r"https?://\S+|for path .*?: |Object at location .*?: ")
 _NO_BUCKET = frozenset({"NoSuchBucket", "ContainerNotFound"})
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
 # Answered with 400 and 403 alike, by one service or another.
@@ -46,8 +49,14 @@ _REFUSED = frozenset(
     }
 )
 # Parts of the addresses where machines of Amazon, Google and Azure keep their own credentials.
-_OF_THE_MACHINE = ("/latest/api/token", "/latest/meta-data", "computeMetadata", "/metadata/identity")
-_REFUSING_STATUSES = frozenset({401, 403})
+_OF_THE_MACHINE = re.compile(
+    r"https?://[^/\s]+/(latest/(api/token|meta-data)|computeMetadata|metadata/identity)"
+)
+_REFUSING_STATUSES, _NO_SUCH_RANGE = frozenset({401, 403}), 416
+
+
+class ShortAnswerError(Exception):
+    """Fewer bytes came than were asked for and are there."""
 
 
 @contextmanager
@@ -70,8 +79,10 @@ def translation(error: Exception, where: str) -> DenoizarrError | None:
 
     Of a remote store's the text is not kept: servers repeat in it who asked.
     """
-    if is_remote(where) and (isinstance(error, OSError) or _is_obstores(error)):
-        return _of_service(error, where)
+    if is_remote(where) and (isinstance(error, OSError | ShortAnswerError) or _is_obstores(error)):
+        ours = _of_service(error, where)
+        ours.passes = may_pass(error)
+        return ours
     if isinstance(error, FileNotFoundError | NotADirectoryError | obstore.exceptions.NotFoundError):
         return ImageNotFound("nothing lies here", where=where, remedy="check the path")
     refusals = (obstore.exceptions.PermissionDeniedError, obstore.exceptions.UnauthenticatedError)
@@ -112,8 +123,20 @@ def _of_service(error: Exception, where: str) -> DenoizarrError:
         )
     if isinstance(error, FileNotFoundError | obstore.exceptions.NotFoundError):
         return ImageNotFound("nothing lies here", where=where, remedy="check the URL")
+    if code == "InvalidRange" or status == _NO_SUCH_RANGE:
+        return CorruptChunk(
+            "an object is shorter than what describes it says", where=where, remedy="restore the object"
+        )
+    if isinstance(error, obstore.exceptions.NotSupportedError):
+        return UnsupportedStore(
+            "this server sends no parts of objects",
+            where=where,
+            remedy="copy the image to a bucket or a disk",
+        )
     if "error sending request" in text:
         said = "no answer"
+    elif isinstance(error, ShortAnswerError):
+        said = "fewer bytes than asked for"
     elif "error decoding response body" in text or "interrupted" in text:
         said = "an answer that broke off"
     else:
@@ -123,7 +146,7 @@ def _of_service(error: Exception, where: str) -> DenoizarrError:
 
 def _no_credentials(text: str) -> bool:
     """Tell whether what failed was asking the machine's own metadata service who it is."""
-    return any(sign in text for sign in _OF_THE_MACHINE)
+    return _OF_THE_MACHINE.search(text) is not None
 
 
 def _code(text: str) -> str | None:
@@ -167,8 +190,13 @@ def _from_message(message: str, where: str) -> DenoizarrError:
 def may_pass(error: BaseException) -> bool:
     """Tell whether what a store said may be gone in a moment.
 
-    Text may be all that is left of it: doubt speaks for another try.
+    Text may be all that is left of it: doubt speaks for another try. What is no store's and no disk's error
+    is a mistake in a program.
     """
+    if isinstance(error, ShortAnswerError):
+        return True
+    if not (isinstance(error, OSError) or _is_obstores(error)):
+        return False
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in PASSING
     if isinstance(error, FileNotFoundError | PermissionError):
@@ -196,7 +224,8 @@ def http_status(error: BaseException) -> int | None:
 
 def status_in(text: str) -> int | None:
     """Return the HTTP status that a message names, if it does."""
-    found = _HTTP_STATUS.search(text)
+    # Not in the names of objects: "488 Alexa" is a dye.
+    found = _HTTP_STATUS.search(_URL.sub("", text))
     return None if found is None else int(found[1] or found[2])
 
 

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
+from urllib.parse import urlsplit
 
 from denoizarr.errors import BadRequest
 
@@ -71,6 +72,8 @@ class StoreOptions:
     def __post_init__(self) -> None:
         for field in fields(self):
             _check_type(field.name, str(field.type), getattr(self, field.name))
+        if self.endpoint is not None:
+            check_endpoint_text(self.endpoint)
         kinds = (None, "AES256", "aws:kms", "aws:kms:dsse", "customer")
         if self.encryption not in kinds:
             expected = ", ".join(str(kind) for kind in kinds[1:])
@@ -97,6 +100,21 @@ def _check_type(name: str, kind: str, value: Any) -> None:
         number = not isinstance(value, bool) and isinstance(value, int if kind == "int" else int | float)
         if not number or not 0 < value < _LARGEST:
             raise BadRequest("out of range", where=where, got=repr(value), expected="a number above 0")
+
+
+def check_endpoint_text(endpoint: str) -> None:
+    """Refuse what is no service's URL, or carries a secret."""
+    shown, parts = redact(endpoint), urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise BadRequest(
+            "the endpoint of a store is no URL", where=shown, expected="https://host or http://host:port"
+        )
+    if parts.username is not None or parts.query or parts.fragment:
+        raise BadRequest(
+            "an endpoint that carries a user, a password or a query",
+            where=shown,
+            remedy="leave them out: credentials come from the environment, a profile or the machine's role",
+        )
 
 
 DEFAULT = StoreOptions()
@@ -152,5 +170,7 @@ def in_use() -> InUse:
 
 
 def take(brought: InUse) -> None:
-    """Set what a task brought along."""
-    _used.update(brought)
+    """Reach buckets as a task brought it along, and no longer as an earlier job had it."""
+    if in_use() != brought:
+        _used.clear()
+        _used.update(brought)

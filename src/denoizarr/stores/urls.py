@@ -107,6 +107,8 @@ def split_remote(url: str | Path) -> tuple[str, str]:
         )
     if not host:
         raise BadRequest("a URL without a bucket or server", where=shown)
+    if scheme[1].lower() in SERVERS:
+        key = unquote(key)  # as a browser shows it: whoever asks escapes it again
     parts = [part for part in key.split("/") if part]
     if any(part in (".", "..") for part in parts):
         raise BadRequest('a URL with "." or ".." in it', where=shown, remedy="write the key out")

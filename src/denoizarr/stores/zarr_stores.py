@@ -19,9 +19,10 @@ from zarr.abc.store import (
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
-from .attempts import ShortAnswerError, attempt_async
+from .attempts import attempt_async
 from .backends import RemoteStore, open_store
 from .buckets import WHOLE_BYTES
+from .store_errors import ShortAnswerError
 from .store_options import options_of
 from .urls import join, split_remote
 

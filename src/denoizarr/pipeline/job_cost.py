@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from denoizarr.engine.cluster import usable_cores
 from denoizarr.engine.simulation import Projection
+from denoizarr.stores import locations
 from denoizarr.training.options import TrainingOptions
 
 from .checked_job import CheckedJob
@@ -26,7 +26,6 @@ TRAINED_PER_SECOND = 0.19e6
 START_UP_SECONDS = 25.0
 # Bytes of voxels that one core reads, decodes and scores.
 _LOOKED_AT_PER_SECOND = 150e6
-_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
 def cost_of_job(
@@ -85,8 +84,8 @@ def cost_of_job(
         table,
         stored_bytes=_stored_bytes(checked, [step.requests for step in work]),
         storage_months=settings.storage_months,
-        input_is_charged=settings.charge_local or any(is_remote(url) for url in _urls_of(checked)),
-        output_is_charged=settings.charge_local or is_remote(job.output.url),
+        input_is_charged=settings.charge_local or any(locations.is_remote(url) for url in _urls_of(checked)),
+        output_is_charged=settings.charge_local or locations.is_remote(job.output.url),
     )
 
 
@@ -157,20 +156,14 @@ def _stored_bytes(checked: CheckedJob, steps: Sequence[StepRequests]) -> int:
 def _workers_of(checked: CheckedJob) -> int:
     """Return how many processes do the inference; 0 where nobody knows."""
     given = checked.job.cluster
-    if given.kind != "local":
-        return 0
-    return usable_cores() if given.workers == "auto" else given.workers
+    if given.workers == "auto":
+        return usable_cores() if given.kind == "local" else 0
+    return given.workers
 
 
 def _urls_of(checked: CheckedJob) -> tuple[str, ...]:
     targets = () if checked.job.target is None else checked.job.target.sources
     return (*checked.job.input.sources, *targets, *checked.job.patch_filter.masks)
-
-
-def is_remote(url: str) -> bool:
-    """Tell whether a URL names a store that may charge for requests."""
-    scheme = _SCHEME.match(url)
-    return scheme is not None and scheme[1].lower() != "file"
 
 
 def _has_gpu() -> bool:

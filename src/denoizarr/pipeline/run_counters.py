@@ -14,7 +14,6 @@ from denoizarr.stores import locations
 
 from .checked_job import CheckedJob
 from .cost import JobCost
-from .job_cost import is_remote
 
 METRICS = "metrics.prom"
 _KINDS = ("gets", "heads", "puts", "lists", "deletes")
@@ -31,7 +30,7 @@ def check_metrics_file(path: str | Path | None) -> None:
     if path is None:
         return
     where, remedy = locations.redact(str(path)), "leave it out: the run folder has them as metrics.prom"
-    if is_remote(str(path)):
+    if locations.is_remote(path):
         what = "counters are written to a path of this machine, every few seconds"
         raise BadRequest(what, where="metrics_file", got=where, remedy=remedy)
     if not locations.local_path(path).parent.is_dir():
@@ -65,7 +64,7 @@ def counted_run(
     counters = Counters(ledger.job, requests_planned=planned, cost_planned=money)
     url = checked.job.output.url
     places: list[str | Path] = [locations.join(url, METRICS)]
-    often: list[str | Path] = [] if is_remote(url) else [*places]
+    often: list[str | Path] = [] if locations.is_remote(url) else [*places]
     if metrics_file is not None:
         places.append(metrics_file)
         often.append(metrics_file)

@@ -132,6 +132,7 @@ def _wait_after(
         return None
     wait = next(waits)
     if wait is not None:
-        said = str(error).split(" - ", 1)[-1][:120]
+        ours = translation(error, where)
+        said = type(error).__name__ if ours is None else ours.got
         _LOG.debug("%s: try %d of %d failed: %s", where, number, options.tries, said)
     return wait

@@ -12,12 +12,12 @@ from denoizarr.images.save import save_image
 from denoizarr.pipeline.checked_job import check_job, identity_of
 from denoizarr.pipeline.config import JobConfig
 from denoizarr.pipeline.cost import StepWork, cost_of
-from denoizarr.pipeline.job_cost import is_remote
 from denoizarr.pipeline.job_requests import StepRequests
 from denoizarr.pipeline.plan import Plan, plan
 from denoizarr.pipeline.prices import PriceTable
 from denoizarr.pipeline.requests import Requests
 from denoizarr.pipeline.run import run_pipeline
+from denoizarr.stores import locations
 from tests.end_to_end.jobs import run_cli, scan_noise
 
 STAGE = {"features": 4, "num_layers": 1, "num_epochs": 1, "patches_per_epoch": 16, "patch_size": 16}
@@ -242,4 +242,4 @@ def test_prices_lie_beside_the_job_file(job, tmp_path):
      ("file:///data/a", False)],
 )  # fmt: skip
 def test_which_stores_charge(url, is_charged):
-    assert is_remote(url) == is_charged
+    assert locations.is_remote(url) == is_charged

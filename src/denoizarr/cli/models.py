@@ -85,12 +85,14 @@ def train(
     Example: `denoizarr train stack.ome.zarr --out model.safetensors`
     """
     from denoizarr.selection.patch_index import PatchIndex
+    from denoizarr.stores import locations
     from denoizarr.training.noise_kernel import NoiseKernel
     from denoizarr.training.options import TrainingOptions
     from denoizarr.training.trainer import train as run_train
 
     if target and kernel:
         raise typer.BadParameter("a target needs no blind spots", param_hint="--kernel")
+    locations.refuse_read_only(out)
     found = None if index is None else PatchIndex.open(index)
     denoiser = run_train(
         list(url),

@@ -69,6 +69,7 @@ def extract_mask(
 
     if compare and plot is None:
         raise typer.BadParameter("needs --plot, the picture to draw in", param_hint="--compare")
+    locations.refuse_read_only(out)
     extractor = StructuralNoiseExtractor(
         method, center_size=center_size, max_true_pixels=max_true_pixels, **_settings(setting or [])
     )

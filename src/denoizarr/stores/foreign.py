@@ -68,6 +68,8 @@ class ForeignSource:
 
 def is_foreign(url: str | Path) -> bool:
     """Tell whether the path names a foreign file, a folder of them or a glob that matches some."""
+    if locations.is_remote(url):
+        return is_foreign_name(url)  # which are read on disks only, and say so
     path = locations.local_path(url)
     if _suffix(path) in _KINDS:
         return True

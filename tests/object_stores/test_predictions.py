@@ -129,3 +129,16 @@ def test_encryption_is_asked_for_with_every_put(there, fault_proxy):
     head = there.bucket.client.head_object(Bucket=there.bucket.name, Key="out.zarr/zarr.json")
     assert head["ServerSideEncryption"] == "AES256"
     assert there.written() == there.expected
+
+
+def test_a_plan_counts_what_a_bucket_has_in_flight(there, case, fault_proxy):
+    """From a bucket more chunks are held at a time than from a disk, and the plan says so."""
+    from denoizarr.inference.prediction import plan_prediction
+    from denoizarr.training.denoiser import Denoiser
+
+    denoiser, kept = Denoiser.load(case.model), {"chunks": CHUNKS, "shards": OPTIONS["shards"], "levels": 1}
+    disk, bucket = (
+        plan_prediction(denoiser, open_image(url), f"{there.root}/none.zarr", **kept).bytes_per_worker
+        for url in (case.source, there.source)
+    )
+    assert bucket > disk

@@ -35,8 +35,6 @@ _MOST_SPANS = 256
 # Matrices of all variables at a time: the sum and a group's part of it, scaled, factored, inverted, and what
 # they are copied to; in the first pass the sum, a part, its products.
 _MATRICES = 8
-# zarr decodes so many chunks at a time.
-_CHUNKS_AT_ONCE = 10
 # Of a slab: its rows, widened, and their predictions.
 _SLABS_BYTES = 48 * 2**20
 _SPACE = ("z", "y", "x")
@@ -255,6 +253,6 @@ def _peak_bytes(reader: ImageReader, layout: OutputLayout, options: Patch2SelfOp
     written = n * prod(space) * np.dtype(layout.dtype).itemsize
     # As read and as padded; the next block meanwhile; the last as it is encoded and read back.
     blocks = 2 * (1 + BLOCKS_AHEAD) * padded + (1 + 3 * BLOCKS_BEHIND) * written
-    decoded = min(_CHUNKS_AT_ONCE * prod(reader.chunks), prod(reader.shape)) * reader.dtype.itemsize
+    decoded = min(reader.chunks_at_once * prod(reader.chunks), prod(reader.shape)) * reader.dtype.itemsize
     blocks += decoded
     return _BASE_BYTES + blocks + _SLABS_BYTES + matrix_bytes(reader.shape[0], p)

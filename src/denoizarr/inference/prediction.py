@@ -255,7 +255,12 @@ def _work(denoiser: Denoiser, reader: ImageReader, layout: OutputLayout, may_los
     # Less its lines an image is float32, and while it is made so, it is there as it is stored, too.
     itemsize = max(reader.dtype.itemsize, reader.stored_dtype.itemsize, 4 if may_lose_lines else 0)
     memory = MemoryModel(
-        denoiser.bytes_per_voxel, itemsize, np.dtype(layout.dtype).itemsize, prod(reader.chunks)
+        denoiser.bytes_per_voxel,
+        itemsize,
+        np.dtype(layout.dtype).itemsize,
+        prod(reader.chunks),
+        reader.chunks_at_once,
+        reader.is_remote,
     )
     factors, cumulative = [], (1,) * len(reader.shape)
     for level in layout.levels[1:]:

@@ -38,6 +38,7 @@ from .urls import name_of as name_of
 from .urls import overlap as overlap
 from .urls import parent_of as parent_of
 from .urls import redact as redact
+from .urls import split_remote as split_remote
 from .zarr_stores import BucketStore, DiskStore, lacks_links
 
 # What network shares and mounted buckets say to being asked for a folder's safety.

@@ -51,6 +51,10 @@ UNDECODABLE = (
 )
 
 
+# That zarr reads and decodes of an array on a disk: its setting async.concurrency.
+CHUNKS_AT_ONCE = 10
+
+
 @dataclass(frozen=True, slots=True)
 class ImageSource:
     """One array in one store, or a box of it.
@@ -163,6 +167,17 @@ class ImageReader:
         if callable(self._identity):
             self._identity = self._identity()
         return self._identity
+
+    @property
+    def chunks_at_once(self) -> int:
+        """How many chunks are read and decoded at a time: of a bucket as many as its options say."""
+        roots = (locations.split_remote(url)[0] for url in self.urls if locations.is_remote(url))
+        return max((store_options.options_of(root).concurrency for root in roots), default=CHUNKS_AT_ONCE)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether some of it lies in a bucket or on a web server."""
+        return any(map(locations.is_remote, self.urls))
 
     def part(self, box: Box, dropped: tuple[str, ...] = (), source: Any = None) -> ImageReader:
         """Return a reader of one box, without its ``dropped`` dims of length one.

@@ -64,7 +64,7 @@ class BucketStore(ObjectStore[Any]):
         self.options = options_of(root)
         super().__init__(open_store(root, self.options), read_only=read_only)
         # Zarr's own bound of ten is that of disks.
-        if zarr.config.get("async.concurrency") < self.options.concurrency:
+        if (zarr.config.get("async.concurrency") or self.options.concurrency) < self.options.concurrency:
             zarr.config.set({"async.concurrency": self.options.concurrency})
 
     def with_read_only(self, read_only: bool = False) -> BucketStore:

@@ -130,8 +130,9 @@ def _length(answer: Any) -> int:
 
 def _asking(found: StoreCalls, old: Callable[[Any], bool]) -> Callable[[Any], bool]:
     def ask(url: Any) -> bool:
-        # Whether a folder lies there, only a listing says.
-        found.add("heads", str(url))
+        # As of a bucket: an object of this name, metadata below it in either format, or anything below it.
+        for _ in range(3):
+            found.add("heads", str(url))
         found.add("lists", str(url))
         return old(url)
 

@@ -11,6 +11,7 @@ from denoizarr.engine.ledger import Ledger
 from denoizarr.engine.metrics_file import MetricsFile
 from denoizarr.errors import BadRequest
 from denoizarr.stores import locations
+from denoizarr.stores.urls import is_remote
 
 from .checked_job import CheckedJob
 from .cost import JobCost
@@ -30,7 +31,7 @@ def check_metrics_file(path: str | Path | None) -> None:
     if path is None:
         return
     where, remedy = locations.redact(str(path)), "leave it out: the run folder has them as metrics.prom"
-    if locations.is_remote(path):
+    if is_remote(path):
         what = "counters are written to a path of this machine, every few seconds"
         raise BadRequest(what, where="metrics_file", got=where, remedy=remedy)
     if not locations.local_path(path).parent.is_dir():
@@ -64,7 +65,7 @@ def counted_run(
     counters = Counters(ledger.job, requests_planned=planned, cost_planned=money)
     url = checked.job.output.url
     places: list[str | Path] = [locations.join(url, METRICS)]
-    often: list[str | Path] = [] if locations.is_remote(url) else [*places]
+    often: list[str | Path] = [] if is_remote(url) else [*places]
     if metrics_file is not None:
         places.append(metrics_file)
         often.append(metrics_file)

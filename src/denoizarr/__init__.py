@@ -58,6 +58,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "ClusterLost",
         "ConfigError",
         "CorruptChunk",
+        "CredentialsExpired",
         "DegenerateData",
         "DenoizarrError",
         "EmptyIndex",
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
     from denoizarr.errors import ClusterLost as ClusterLost
     from denoizarr.errors import ConfigError as ConfigError
     from denoizarr.errors import CorruptChunk as CorruptChunk
+    from denoizarr.errors import CredentialsExpired as CredentialsExpired
     from denoizarr.errors import DegenerateData as DegenerateData
     from denoizarr.errors import DenoizarrError as DenoizarrError
     from denoizarr.errors import EmptyIndex as EmptyIndex

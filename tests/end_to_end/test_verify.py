@@ -61,7 +61,7 @@ def test_sound_then_damaged_then_mended(denoised: Path) -> None:
     ("arguments", "kind"),
     [
         (["nothing.ome.zarr"], ImageNotFound),
-        (["s3://bucket/a.ome.zarr"], UnsupportedStore),
+        (["ftp://host/a.ome.zarr"], UnsupportedStore),
         (["DENOISED", "--missing", "ignore"], BadRequest),
         (["DENOISED", "--sample", "0"], SystemExit),
     ],

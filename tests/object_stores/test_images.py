@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import threading
 from collections import Counter
 from functools import partial
@@ -24,6 +25,8 @@ from denoizarr.errors import (
     UnsupportedStore,
 )
 from denoizarr.geometry.boxes import Box
+from denoizarr.selection.filters import MeanStdPatchFilter
+from denoizarr.selection.on_disk import write_filter_map
 from denoizarr.stores import locations, store_options
 from denoizarr.stores.images import reader_of
 from denoizarr.stores.shard_reads import ShardReads
@@ -201,22 +204,47 @@ def test_overlapping_places_are_refused(root):
         denoizarr.save_image(denoizarr.open_image(f"{root}/a.ome.zarr"), f"{root}/a.ome.zarr/b.ome.zarr")
 
 
-def test_an_image_on_a_web_server(tmp_path):
-    denoizarr.save_image(VALUES, tmp_path / "a.ome.zarr", levels=1, **LAYOUTS["shards"])
+@pytest.fixture
+def web(tmp_path):
+    """The address at which a web server has the test's folder."""
     handler = partial(_Quiet, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            url = f"http://127.0.0.1:{server.server_port}/a.ome.zarr"
-            np.testing.assert_array_equal(denoizarr.open_image(url).values, VALUES)
-            with pytest.raises(ImageNotFound):
-                denoizarr.open_image(url.replace("a.ome", "b.ome"))
-            with pytest.raises(UnsupportedStore, match="read only"):
-                denoizarr.save_image(VALUES, url.replace("a.ome", "c.ome"))
+            yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_an_image_on_a_web_server(web, tmp_path):
+    denoizarr.save_image(VALUES, tmp_path / "a.ome.zarr", levels=1, **LAYOUTS["shards"])
+    np.testing.assert_array_equal(denoizarr.open_image(f"{web}/a.ome.zarr").values, VALUES)
+    level = denoizarr.info(f"{web}/a.ome.zarr")["levels"][0]
+    assert level["shape"] == list(VALUES.shape)
+    assert level["stored_bytes"] is level["missing_chunks"] is None, "a web server lists nothing"
+    with pytest.raises(ImageNotFound):
+        denoizarr.open_image(f"{web}/b.ome.zarr")
+    with pytest.raises(UnsupportedStore, match="read only"):
+        denoizarr.save_image(VALUES, f"{web}/c.ome.zarr")
+
+
+def test_a_filter_map_of_an_image_on_a_web_server_is_measured_anew_when_that_was_replaced(web, tmp_path):
+    """A web server lists nothing: metadata and its time tell one image from another."""
+    image = tmp_path / "a.ome.zarr"
+    denoizarr.save_image(VALUES, image, levels=1)
+
+    def mean_of_the_map():
+        write_filter_map(
+            f"{web}/a.ome.zarr", tmp_path / "map.zarr", (20, 35), MeanStdPatchFilter(), progress=False
+        )
+        return float(denoizarr.open_filter_map(tmp_path / "map.zarr").sel(statistic="mean").mean())
+
+    before = mean_of_the_map()
+    denoizarr.save_image(2 * VALUES, image, levels=1, overwrite=True)
+    os.utime(image / "0" / "zarr.json", (1e9, 1e9))  # another second than before, however quick this machine
+    assert mean_of_the_map() == 2 * before
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

@@ -23,14 +23,14 @@ def kind_of(request) -> str:
 
 
 @pytest.mark.parametrize(
-    ("shape", "layout"),
+    ("shape", "layout", "looseness"),
     [
-        ((1, 256, 256), {"chunks": (1, 128, 128), "shards": (1, 128, 128)}),
-        ((1, 256, 256), {"chunks": (1, 64, 64), "shards": (1, 256, 256)}),
+        ((1, 256, 256), {"chunks": (1, 128, 128), "shards": (1, 128, 128)}, 4),
+        ((1, 256, 256), {"chunks": (1, 64, 64), "shards": (1, 256, 256)}, 6),
     ],
     ids=["chunks", "shards"],
 )
-def test_a_job_asks_for_no_more_than_its_plan_states(root, fault_proxy, shape, layout):
+def test_a_job_asks_for_no_more_than_its_plan_states(root, fault_proxy, shape, layout, looseness):
     source = f"{root}/in.ome.zarr"
     save_image(scan_noise(shape), source, levels=1, **layout)
     job = {
@@ -47,8 +47,8 @@ def test_a_job_asks_for_no_more_than_its_plan_states(root, fault_proxy, shape, l
     assert set(found) <= {*KINDS.values(), "lists"}
     for kind, count in found.items():
         assert count <= getattr(stated, kind), f"{kind}: {dict(found)}, stated {stated}"
-    # Parts of a shard are asked for together, which no plan can know.
-    assert stated.total <= 8 * found.total(), f"{dict(found)}, stated {stated}"
+    # Parts of a shard that are asked for together are counted one by one.
+    assert stated.total <= looseness * found.total(), f"{dict(found)}, stated {stated}"
     # Of every chunk of the output: put once, and read back once.
     level0 = "run/denoised.ome.zarr/0/c/*"
     units = denoizarr.open_image(summary.destination).size // (layout["shards"][1] * layout["shards"][2])

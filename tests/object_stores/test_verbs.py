@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import tifffile
@@ -43,7 +45,8 @@ def test_every_verb(root, run, tmp_path, bucket):
     options = ("--patch-size", "32", "--epochs", "1", "--patches-per-epoch", "16", "--features", "2")
     run("train", source, "--index", index, "--kernel", kernel, "--out", model, *options)
     run("predict", model, source, f"{root}/out.ome.zarr")
-    assert "complete" in run("status", f"{root}/out.ome.zarr")
+    of_prediction = json.loads(run("status", f"{root}/out.ome.zarr", "--json").splitlines()[-1])
+    assert of_prediction["is_complete"] is True
     run("verify", f"{root}/out.ome.zarr")
     run("convert", f"{root}/out.ome.zarr", tmp_path / "back.tif")
     np.testing.assert_array_equal(

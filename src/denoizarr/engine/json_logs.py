@@ -26,7 +26,6 @@ from denoizarr.errors import DenoizarrError
 from .counters import current_counters
 
 VARIABLE = "DENOIZARR_LOG_FORMAT"
-FORMATS = ("text", "json")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+[^\s\"'<>|]+")
 
 

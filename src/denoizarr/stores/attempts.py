@@ -68,42 +68,63 @@ def attempt(where: str, options: StoreOptions, call: Callable[[], Result]) -> Re
     Exception
         What is no store's error, as it is.
     """
-    waits = _waits(options)
-    number = 0
+    tries = _Tries(where, options)
     while True:
-        number += 1
-        _count(number)
         try:
+            tries.begin()
             return call()
         except Exception as error:
-            wait = _wait_after(error, where, number, options, waits)
-            ours = translation(error, where) if wait is None else None
-            if wait is None and ours is None:
+            if not tries.is_of_store(error):
                 raise
-        if ours is not None:
-            # Out here: with the error that it stands for it would carry the server's text along.
-            raise _known(ours)
-        time.sleep(wait or 0)
+        time.sleep(tries.wait())
 
 
 async def attempt_async(where: str, options: StoreOptions, call: Callable[[], Awaitable[Result]]) -> Result:
     """Do what :func:`attempt` does with a coroutine."""
-    waits = _waits(options)
-    number = 0
+    tries = _Tries(where, options)
     while True:
-        number += 1
-        _count(number)
         try:
+            tries.begin()
             return await call()
         except Exception as error:
-            wait = _wait_after(error, where, number, options, waits)
-            ours = translation(error, where) if wait is None else None
-            if wait is None and ours is None:
+            if not tries.is_of_store(error):
                 raise
-        if ours is not None:
-            # Out here: with the error that it stands for it would carry the server's text along.
-            raise _known(ours)
-        await asyncio.sleep(wait or 0)
+        await asyncio.sleep(tries.wait())
+
+
+class _Tries:
+    """The tries of one request: what became of the last, and how long to wait for the next."""
+
+    def __init__(self, where: str, options: StoreOptions) -> None:
+        self._where, self._options, self._number = where, options, 0
+        self._waits = _waits(options)
+        self._wait: float | None = None
+        self._ours: DenoizarrError | None = None
+
+    def begin(self) -> None:
+        self._number += 1
+        _count(self._number)
+
+    def is_of_store(self, error: Exception) -> bool:
+        """Take note of an error, and tell whether it is a store's."""
+        self._wait = next(self._waits) if may_pass(error) else None
+        self._ours = translation(error, self._where)
+        if self._ours is not None and self._wait is not None:
+            text = "%s: try %d of %d failed: %s"
+            _LOG.debug(text, self._where, self._number, self._options.tries, self._ours.got)
+        return self._ours is not None
+
+    def wait(self) -> float:
+        """Return the seconds until the next try; raise what the last one came to where there is none.
+
+        Asked outside the handler of the store's error, which would come along with the server's text.
+        """
+        if self._wait is not None:
+            return self._wait
+        assert self._ours is not None, "a try failed"
+        if isinstance(self._ours, PermissionDenied):
+            open_store.cache_clear()  # credentials are looked up anew by whoever asks next
+        raise self._ours
 
 
 def _waits(options: StoreOptions) -> Iterator[float | None]:
@@ -116,23 +137,3 @@ def _waits(options: StoreOptions) -> Iterator[float | None]:
         yield wait
     while True:
         yield None
-
-
-def _known(error: DenoizarrError) -> DenoizarrError:
-    """Return an error; refused credentials are looked up anew by whoever asks next."""
-    if isinstance(error, PermissionDenied):
-        open_store.cache_clear()
-    return error
-
-
-def _wait_after(
-    error: Exception, where: str, number: int, options: StoreOptions, waits: Iterator[float | None]
-) -> float | None:
-    if not may_pass(error):
-        return None
-    wait = next(waits)
-    if wait is not None:
-        ours = translation(error, where)
-        said = type(error).__name__ if ours is None else ours.got
-        _LOG.debug("%s: try %d of %d failed: %s", where, number, options.tries, said)
-    return wait

@@ -19,7 +19,7 @@ from denoizarr.errors import ImageNotFound, PermissionDenied, StoreUnavailable, 
 
 from .attempts import attempt
 from .backends import RemoteStore, open_store
-from .store_errors import ShortAnswerError
+from .store_errors import ShortAnswerError, is_no_bucket
 from .store_options import StoreOptions, options_of
 from .urls import is_read_only, join, redact, split_remote
 
@@ -59,7 +59,7 @@ def get(url: str, start: int | None = None, length: int = 0) -> bytes:
     """Return an object's bytes, or some of them."""
     place = _Place(url)
     if start is None:
-        return bytes(place.ask(lambda: whole_body(obstore.get(place.store, place.key))))
+        return bytes(place.ask(lambda: _whole_body(obstore.get(place.store, place.key))))
     if not length:
         return b""
 
@@ -72,7 +72,7 @@ def get(url: str, start: int | None = None, length: int = 0) -> bytes:
     return bytes(place.ask(some))
 
 
-def whole_body(found: Any) -> Any:
+def _whole_body(found: Any) -> Any:
     """Return the body of an answer once it is all there."""
     body = found.bytes()
     start, stop = found.range
@@ -85,13 +85,8 @@ def put(url: str, data: bytes) -> None:
     """Write an object, replacing it whole."""
     refuse_read_only(url)
     place = _Place(url)
-    place.ask(
-        lambda: obstore.put(place.store, place.key, data, use_multipart=None if _is_large(data) else False)
-    )
-
-
-def _is_large(data: bytes) -> bool:
-    return len(data) > WHOLE_BYTES
+    parts = None if len(data) > WHOLE_BYTES else False
+    place.ask(lambda: obstore.put(place.store, place.key, data, use_multipart=parts))
 
 
 def create(url: str, data: bytes) -> bool:
@@ -164,7 +159,7 @@ def _body_and_mark(place: _Place) -> tuple[bytes, Any]:
     found = obstore.get(place.store, place.key)
     kinds = ("version",) if place.root.startswith("gs://") else ("e_tag",)
     mark = {kind: found.meta[kind] for kind in kinds if found.meta[kind]}  # type: ignore[literal-required]
-    return bytes(whole_body(found)), mark
+    return bytes(_whole_body(found)), mark
 
 
 def size(url: str) -> int | None:
@@ -207,8 +202,14 @@ def _has_entries(url: str) -> bool:
     return bool(place.ask(lambda: next(iter(obstore.list(place.store, prefix, chunk_size=1)), [])))
 
 
+def _refuse_listing(url: str) -> None:
+    if is_read_only(url):
+        raise UnsupportedStore("web servers do not list what they have", where=redact(url))
+
+
 def listed(url: str) -> list[dict[str, Any]]:
     """Return path below the URL, size, and time of all objects below it."""
+    _refuse_listing(url)
     place = _Place(url)
     cut = len(place.key) + 1 if place.key else 0
 
@@ -221,19 +222,27 @@ def listed(url: str) -> list[dict[str, Any]]:
             for entry in batch
         ]
 
-    if is_read_only(url):
-        raise UnsupportedStore("web servers do not list what they have", where=redact(url))
     return list(place.ask(whole))
 
 
 def metadata_stamp(url: str) -> str:
-    """Return a digest of the metadata of a hierarchy on a web server, which lists nothing; "" for none."""
+    """Return a digest of the metadata of a hierarchy on a web server, and of when it says that was written.
+
+    A server lists nothing, so this is what is known of the whole; "" where there is no metadata.
+    """
     for name in _HIERARCHY:
+        place = _Place(join(url, name))
         try:
-            return hashlib.blake2b(get(join(url, name)), digest_size=8).hexdigest()
+            body, written = place.ask(lambda place=place: _body_and_time(place))
         except ImageNotFound:
             continue
+        return hashlib.blake2b(body + written, digest_size=8).hexdigest()
     return ""
+
+
+def _body_and_time(place: _Place) -> tuple[bytes, bytes]:
+    found = obstore.get(place.store, place.key)
+    return bytes(_whole_body(found)), str(found.meta["last_modified"]).encode()
 
 
 def list_names(url: str) -> list[str]:
@@ -243,8 +252,7 @@ def list_names(url: str) -> list[str]:
 
 
 def _right_below(url: str) -> tuple[list[tuple[str, Any]], list[str]]:
-    if is_read_only(url):
-        raise UnsupportedStore("web servers do not list what they have", where=redact(url))
+    _refuse_listing(url)
     place = _Place(url)
     prefix = f"{place.key}/" if place.key else None
     found = place.ask(lambda: obstore.list_with_delimiter(place.store, prefix))
@@ -267,7 +275,7 @@ def delete(url: str) -> None:
         try:
             obstore.delete(place.store, place.key)
         except FileNotFoundError as error:
-            if "NoSuchBucket" in str(error):
+            if is_no_bucket(error):
                 raise
 
     place.ask(try_once)

@@ -13,6 +13,7 @@ from . import locations
 from .ome_zarr import STATE, read_ome
 from .sources import open_array
 from .strict import absent_chunks
+from .urls import is_read_only
 
 # Counting absent chunks asks the store about every write unit; beyond this many it is left out.
 _MOST_UNITS_TO_COUNT = 100_000
@@ -25,8 +26,8 @@ def info(url: str | Path) -> dict[str, Any]:
     -------
     dict
         JSON-able: url, version, state, axes, units, name, and per level path, shape, chunks, shards, dtype,
-        scale, translation, codecs, size_bytes (decoded), stored_bytes and missing_chunks (None where the
-        level has more than 100,000 write units).
+        scale, translation, codecs, size_bytes (decoded), stored_bytes and missing_chunks (both None where the
+        level has more than 100,000 write units or lies on a web server, which lists nothing).
 
     Raises
     ------
@@ -54,7 +55,7 @@ def _describe_level(array: zarr.Array[Any], where: str) -> dict[str, Any]:
     units = 1
     for n, unit in zip(array.shape, array.shards or array.chunks, strict=True):
         units *= -(-n // unit)
-    countable = units <= _MOST_UNITS_TO_COUNT
+    countable = units <= _MOST_UNITS_TO_COUNT and not is_read_only(where)
     return {
         "shape": list(array.shape),
         "chunks": list(array.chunks),

@@ -320,7 +320,7 @@ def listing_stamp(url: str | Path) -> str:
 
     A listing costs about a second for 100,000 objects; no object is read.
     """
-    if is_remote(url) and is_read_only(url):
+    if is_read_only(url):
         return buckets.metadata_stamp(str(url))
     total, number = 0, 0
     for entry in _listed(url):
@@ -348,9 +348,7 @@ def last_write(url: str | Path, *, apart_from: str) -> float:
 
 
 def stored_bytes(url: str | Path) -> int:
-    """Return the size of all objects below ``url``, in bytes; 0 where a web server does not say."""
-    if is_remote(url) and is_read_only(url):
-        return 0
+    """Return the size of all objects below ``url``, in bytes."""
     return sum(entry["size"] for entry in _listed(url))
 
 

@@ -144,6 +144,11 @@ def _of_service(error: Exception, where: str) -> DenoizarrError:
     return StoreUnavailable("the store failed", where=where, got=said)
 
 
+def is_no_bucket(error: Exception) -> bool:
+    """Tell whether what is absent is the bucket, and not an object in it; answers to a HEAD do not say."""
+    return _code(str(error)) in _NO_BUCKET
+
+
 def _no_credentials(text: str) -> bool:
     """Tell whether what failed was asking the machine's own metadata service who it is."""
     return _OF_THE_MACHINE.search(text) is not None

@@ -171,6 +171,6 @@ def in_use() -> InUse:
 
 def take(brought: InUse) -> None:
     """Reach buckets as a task brought it along, and no longer as an earlier job had it."""
+    global _used  # another table, in one step: other threads look things up meanwhile
     if in_use() != brought:
-        _used.clear()
-        _used.update(brought)
+        _used = dict(brought)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import AsyncGenerator, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 import obstore
 import zarr
-from obstore.store import LocalStore
+from obstore.store import AzureStore, LocalStore
 from zarr.abc.store import (
     ByteRequest,
     OffsetByteRequest,
@@ -20,16 +20,15 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
 from .attempts import attempt_async
-from .backends import RemoteStore, open_store
+from .backends import open_store
 from .buckets import WHOLE_BYTES
-from .store_errors import ShortAnswerError
+from .store_errors import ShortAnswerError, is_no_bucket
 from .store_options import options_of
 from .urls import join, split_remote
 
 # What file systems without hard links say: exFAT, many network shares, buckets that are mounted.
 _NO_LINK = re.compile(r"Unable to rename file: .*\(os error (\d+)\)")
 _NO_LINKS_HERE = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS})
-Result = TypeVar("Result")
 
 
 def lacks_links(error: obstore.exceptions.BaseError) -> bool:
@@ -98,7 +97,7 @@ class BucketStore(ObjectStore[Any]):
             try:
                 return await self._some(self._key(key), prototype, byte_range)
             except FileNotFoundError as error:
-                if "NoSuchBucket" in str(error) or "ContainerNotFound" in str(error):
+                if is_no_bucket(error):
                     raise
                 return None
 
@@ -106,7 +105,7 @@ class BucketStore(ObjectStore[Any]):
         return found
 
     async def _some(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None) -> Buffer:
-        if isinstance(byte_range, SuffixByteRequest) and not _takes_suffixes(self.store):
+        if isinstance(byte_range, SuffixByteRequest) and isinstance(self.store, AzureStore):
             size = int((await obstore.head_async(self.store, key))["size"])
             byte_range = RangeByteRequest(max(size - byte_range.suffix, 0), size)
         options: Any = {}
@@ -172,7 +171,7 @@ class BucketStore(ObjectStore[Any]):
             try:
                 await obstore.delete_async(self.store, self._key(key))
             except FileNotFoundError as error:
-                if "NoSuchBucket" in str(error):
+                if is_no_bucket(error):
                     raise
 
         await self._ask(key, once)
@@ -220,10 +219,6 @@ class BucketStore(ObjectStore[Any]):
 
 def _bucket_store(url: str, read_only: bool) -> BucketStore:
     return BucketStore(url, read_only=read_only)
-
-
-def _takes_suffixes(store: RemoteStore) -> bool:
-    return type(store).__name__ != "AzureStore"
 
 
 def _wanted(byte_range: ByteRequest | None, size: int) -> int:

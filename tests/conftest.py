@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import zarr
+from hypothesis import settings
 
 from tests.servers.canary import LOOPBACK_ONLY
 from tests.servers.fixtures import (  # noqa: F401  # fixtures: found by their names here
@@ -29,6 +30,10 @@ from tests.servers.fixtures import (  # noqa: F401  # fixtures: found by their n
 
 # No test asks a metadata service for credentials, nor reads those of whoever runs it.
 os.environ.update(LOOPBACK_ONLY)
+
+# How long an example takes is no property: the first one compiles, and neighbours compute.
+settings.register_profile("untimed", settings(settings.default, deadline=None))
+settings.load_profile("untimed")
 
 # Several processes of tests, each with a thread for every core, would wait for one another.
 if "PYTEST_XDIST_WORKER" in os.environ:

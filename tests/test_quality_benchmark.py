@@ -163,7 +163,7 @@ def test_a_mean_given_the_output_is_unbiased_by_output_and_shrunk_by_truth():
 
 
 @given(seed=st.integers(0, 50))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_rows_that_are_left_show_and_smoothness_does_not(seed):
     from image_quality.metrics import rows_left
 
@@ -225,7 +225,7 @@ def test_the_spectrum_of_flat_windows_is_that_of_the_noise():
 
 
 @given(period=st.floats(4, 12), amplitude=st.floats(10, 20), phase=st.floats(0, 6))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_a_sinusoid_is_found_with_its_period_and_taken_off(period, amplitude, phase):
     from image_quality.block_matching import sinusoid
 

@@ -80,7 +80,7 @@ def test_the_array_itself_is_left_alone():
     assert np.array_equal(data, before)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.permutations(range(12)))
 def test_the_order_of_volumes_does_not_matter(order):
     data, order = small(), np.array(order)

@@ -34,7 +34,7 @@ def _run(folder: Path, n_blocks: int, per_batch: int) -> LedgerClaim:
     return claim
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 40), st.integers(1, 12), st.data())
 def test_what_is_deleted_is_missing_and_the_rest_is_vouched_for(
     tmp_path_factory: pytest.TempPathFactory, n_blocks: int, per_batch: int, data: st.DataObject

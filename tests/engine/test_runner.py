@@ -41,7 +41,7 @@ def _results(records: list[dict[str, Any]]) -> list[Any]:
     return [(r["batch"], r["blocks"], r["results"]) for r in records]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 40), st.integers(1, 9), st.integers(1, 3))
 def test_every_block_once_and_in_order(n_blocks: int, per_batch: int, threads: int) -> None:
     records = run_step(Step("s", square, "", n_blocks, per_batch), threads=threads, progress=False)

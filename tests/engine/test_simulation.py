@@ -22,7 +22,7 @@ SECONDS = st.floats(0.01, 100)
 
 
 @given(SECONDS, st.integers(1, 300), st.integers(1, 50))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_equal_batches_on_free_workers_take_their_rounds(seconds, n_batches, workers):
     projection = project(BatchCosts(seconds), n_batches, workers)
     rounds = math.ceil(n_batches / workers)
@@ -31,7 +31,7 @@ def test_equal_batches_on_free_workers_take_their_rounds(seconds, n_batches, wor
 
 
 @given(SECONDS, SECONDS, st.integers(1, 200), st.integers(1, 20), st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_nothing_is_faster_than_its_narrowest_part(compute, driver, n_batches, workers, spread):
     costs = BatchCosts(compute, 10, 5, 100.0, 40.0, driver / 100, spread)
     projection = project(costs, n_batches, workers)
@@ -96,7 +96,7 @@ def test_the_mean_length_is_the_one_asked_for():
 
 
 @given(st.floats(0.01, 1), st.integers(1, 400), st.floats(0, 1), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_lengths_add_up_and_only_their_order_is_drawn(seconds, n_batches, spread, seed):
     costs = BatchCosts(seconds, spread=spread)
     lengths = lengths_of(costs, n_batches, seed)

@@ -106,7 +106,7 @@ def test_in_turn_they_would_wait_in_vain() -> None:
         [work.stages()(None, block) for block in range(2)]
 
 
-@settings(max_examples=9, deadline=None)
+@settings(max_examples=9)
 @given(n=st.integers(1, 9))
 def test_one_block_ahead_and_one_behind_are_all_that_is_held(n: int) -> None:
     work = Work()

@@ -32,7 +32,7 @@ def test_the_same_figure_gives_the_same_bytes():
     assert first == second
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 20))
 def test_reducing_keeps_the_mean_of_every_block(height, width, largest):
     image = np.arange(height * width, dtype=float).reshape(height, width)

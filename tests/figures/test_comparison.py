@@ -77,7 +77,7 @@ def test_lost_structure_is_found():
     assert hit[220:240, 300:320].any()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 400), st.integers(1, 400))
 def test_crops_lie_in_the_plane_and_apart(height, width):
     plane = np.random.default_rng(1).normal(size=(height, width))

@@ -100,7 +100,7 @@ def test_what_is_estimation_noise_gets_no_full_colour():
     assert signed_limit(np.full((3, 3), 0.001)) == 0.05
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(hnp.arrays(bool, st.tuples(st.sampled_from([1, 3, 5, 7]), st.sampled_from([1, 3, 5, 7]))))
 def test_the_outline_is_as_long_as_the_border(mask):
     padded = np.pad(mask, 1)
@@ -109,7 +109,7 @@ def test_the_outline_is_as_long_as_the_border(mask):
     assert length == border
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(*[st.sampled_from([1, 3, 5, 9])] * 4)
 def test_fitting_keeps_the_centre_and_what_fits(h, w, wanted_h, wanted_w):
     array = np.arange(h * w, dtype=float).reshape(h, w)

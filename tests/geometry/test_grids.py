@@ -27,7 +27,7 @@ def test_ceil_div_and_round_up_are_exact(n: int, step: int) -> None:
     assert 0 <= round_up(n, step) - n < step
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(grids(smallest_step=9))
 def test_boxes_cover_every_voxel_exactly_once(grid: Grid) -> None:
     seen = np.zeros(grid.shape, np.uint8)
@@ -46,7 +46,7 @@ def test_a_number_names_a_box(grid: Grid, data: st.DataObject) -> None:
     assert grid.index(number) == tuple(np.unravel_index(number, grid.counts))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(grids(most=12), st.data())
 def test_covering_yields_just_the_boxes_that_share_a_voxel(grid: Grid, data: st.DataObject) -> None:
     bounds = [sorted(data.draw(st.tuples(st.integers(-4, 20), st.integers(-4, 20)))) for _ in grid.shape]

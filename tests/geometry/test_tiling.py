@@ -19,7 +19,7 @@ def problems(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], tuple[i
     return shape, tile, tuple(draw(st.integers(0, 24)) for _ in range(ndim)), stride
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(problems(), st.data())
 def test_tiles_are_exact(problem: tuple[tuple[int, ...], ...], data: st.DataObject) -> None:
     shape, tile_shape, halo, stride = problem

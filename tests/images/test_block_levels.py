@@ -47,7 +47,7 @@ def objects(url: Path) -> dict[str, bytes]:
     return {str(p.relative_to(url)): p.read_bytes() for p in found}
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     st.sampled_from(["u1", "u2", "i2", "i4", "f4", "f8"]),
     st.tuples(st.integers(1, 9), st.integers(1, 70), st.integers(1, 70)),
@@ -73,7 +73,7 @@ def test_the_bytes_are_those_of_a_pass_over_the_level_below(
         assert objects(folder / "a" / "i.ome.zarr") == objects(folder / "b" / "i.ome.zarr")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.tuples(st.integers(1, 40), st.integers(1, 9000), st.integers(1, 9000)),
     st.tuples(st.integers(1, 64), st.integers(1, 700), st.integers(1, 700)) | st.none(),

@@ -22,7 +22,7 @@ def _plan(shape: tuple[int, ...] = (3, 700, 900), **options: Any) -> OutputLayou
     return plan_layout("/nowhere", shape=shape, **(given | options))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.tuples(st.integers(1, 40), st.integers(1, 5000), st.integers(1, 5000)),
     st.tuples(st.integers(1, 3), st.integers(1, 700), st.integers(1, 700)) | st.none(),
@@ -67,7 +67,7 @@ def test_shards_that_fit_the_asked_chunks_are_taken_for_small_images_too() -> No
     assert level.shards is not None
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.tuples(st.integers(1, 200), st.integers(1, 20000), st.integers(1, 20000)),
     st.sampled_from(

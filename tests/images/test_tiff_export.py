@@ -47,7 +47,7 @@ def image_of(values: Any, dims: str, scale: list[float], start: list[float], uni
     return image
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     st.sampled_from(["yx", "zyx", "cyx", "tyx", "czyx", "tzyx", "tczyx"]),
     st.sampled_from(["u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8"]),

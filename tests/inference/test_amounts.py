@@ -33,7 +33,7 @@ def cuts(draw: st.DrawFn) -> Cut:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cuts())
 def test_sums_along_axes_are_sums_over_blocks_and_tiles(cut: Cut) -> None:
     found = amounts_of(cut)

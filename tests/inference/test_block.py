@@ -82,7 +82,7 @@ def test_a_block_alone_has_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(failing=st.sets(st.integers(0, 19), min_size=1), at_once=st.integers(1, 4))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_first_tile_that_fails_is_the_one_that_is_told_of(failing: set[int], at_once: int) -> None:
     done = []
 

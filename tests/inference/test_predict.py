@@ -67,7 +67,7 @@ def tree_hash(folder):
 
 @pytest.mark.parametrize("depth", [2, 3])
 @pytest.mark.parametrize("upsampling", ["nearest", "transposed"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     height=st.integers(65, 181),
     width=st.integers(65, 181),

@@ -37,7 +37,7 @@ FOOTPRINT = {
     "centre": (CentreWeights((60.0, 100.0, 140.0), (0.0, 0.5, 0.2), (80.0, 120.0), (1.0, -1.0)),),
     "footprint": np.hypot(*np.mgrid[-3:4, -2:3]) < 3.2,
 }
-QUICK = settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @lru_cache(maxsize=64)
@@ -224,7 +224,7 @@ def test_normalising_each_tile_is_seen() -> None:
 # ---- what a plan says is a disjoint cover of whole write units
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     shape=st.tuples(st.integers(1, 5), st.integers(1, 97), st.integers(1, 97)),
     chunks=st.tuples(st.integers(1, 3), st.integers(9, 60), st.integers(9, 60)),

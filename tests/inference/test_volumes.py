@@ -50,7 +50,7 @@ def whole_at_once(denoiser: Denoiser, image: Array, channel: int = 0) -> Array:
     return result[tuple(slice(0, n) for n in image.shape)]
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     shape=st.tuples(st.integers(1, 40), st.integers(9, 45), st.integers(9, 45)),
     tile=st.sampled_from([4, 8, 20]),

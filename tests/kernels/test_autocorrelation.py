@@ -16,7 +16,7 @@ def boxed(random: np.random.Generator, count: int, side: int, length: int) -> np
     return np.asarray(sum(white[:, :, i : i + side] for i in range(length)) / np.sqrt(length))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**16),
     shape=st.tuples(st.integers(1, 4), st.integers(3, 11), st.integers(3, 11)),
@@ -77,7 +77,7 @@ def pairwise(image: np.ndarray, reach: tuple[int, ...]) -> tuple[np.ndarray, np.
     return products, pairs
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 2**16),
     shape=st.lists(st.integers(3, 9), min_size=2, max_size=3),
@@ -97,7 +97,7 @@ def test_sums_over_windows_are_those_of_all_pairs(
     assert found.windows == 4
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 2**16),
     shape=st.lists(st.integers(4, 14), min_size=2, max_size=3),

@@ -176,7 +176,7 @@ def test_turns_of_planes_are_those_of_the_first_release() -> None:
     assert digest_of_turns(symmetries_of, turn_patches) == "83d5cba7b7e2fa97"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     percentage=st.floats(0.5, 10),
     height=st.integers(16, 70),
@@ -191,7 +191,7 @@ def test_as_many_centres_as_asked(percentage: float, height: int, width: int, se
     assert float(centres.sum()) / 64 == pytest.approx(expected, abs=0.6 * np.sqrt(expected) + 0.1)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     percentage=st.floats(0.5, 10),
     size=st.tuples(st.integers(4, 12), st.integers(8, 24), st.integers(8, 24)),

@@ -26,7 +26,7 @@ def plain_means(values, factors):
 
 
 @given(arrays_and_factors())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_box_means_are_the_means_of_the_voxels_present(case):
     values, factors = case
     np.testing.assert_allclose(box_means(values, factors), plain_means(values, factors), rtol=1e-13)

@@ -39,7 +39,7 @@ def offsets(kernel):
 
 
 @given(KERNELS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_pairs_noise_is_independent_and_nearer_lags_are_not(kernel):
     lags, hidden = pair_lags(kernel), offsets(kernel)
     norms = {sum(step**2 for step in lag) for lag in lags}
@@ -52,7 +52,7 @@ def test_a_pairs_noise_is_independent_and_nearer_lags_are_not(kernel):
 
 
 @given(KERNELS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_both_kernels_of_a_pair_are_hidden_and_nothing_else(kernel):
     for lag in pair_lags(kernel):
         pair = pair_kernel(kernel, lag)
@@ -72,7 +72,7 @@ def test_a_kernel_to_one_side_hides_to_the_other_as_well():
 
 
 @given(KERNELS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_footprint_is_what_lies_nearer_than_the_nearest_independent_pixel(kernel):
     footprint, nearest = footprint_of(kernel), sum(step**2 for step in pair_lags(kernel)[0])
     assert footprint.ndim == kernel.ndim
@@ -85,7 +85,7 @@ def test_the_footprint_is_what_lies_nearer_than_the_nearest_independent_pixel(ke
 
 
 @given(KERNELS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_lags_along_the_axes_are_outside_and_no_nearer_than_the_nearest(kernel):
     along, nearest = axis_lags(kernel), pair_lags(kernel)[0]
     assert all(np.count_nonzero(lag) == 1 for lag in along)
@@ -105,7 +105,7 @@ def test_noise_along_a_row_leaves_the_pixel_alone_and_noise_all_round_a_disc():
 
 
 @given(KERNELS, st.integers(0, 2**16))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_mean_over_a_footprint_is_of_the_voxels_that_there_are(kernel, seed):
     footprint = footprint_of(kernel)
     values = np.random.default_rng(seed).standard_normal((2, *(4, 9, 7)[-kernel.ndim :]))
@@ -205,7 +205,7 @@ def test_levels_that_are_one_after_scaling_give_numbers():
 
 
 @given(st.integers(0, 2**16))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_values_are_kept_by_the_plain_definition(seed):
     rng = np.random.default_rng(seed)
     levels = np.sort(rng.choice(np.arange(-40, 40), 6, replace=False)) / 10.0

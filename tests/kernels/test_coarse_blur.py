@@ -25,7 +25,7 @@ def matrix_of(blur):
 
 
 @given(st.integers(1, 90), st.floats(0.3, 40), st.integers(1, 5), st.integers(1, 4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_bound_is_the_largest_difference_of_rows(n, sigma, box, times):
     blur = AxisBlur(n, sigma, box, box * times)
     matrix = matrix_of(blur)
@@ -78,7 +78,7 @@ def test_the_difference_on_an_image_stays_within_the_bound_of_its_range():
 
 
 @given(st.integers(2, 200), st.integers(0, 199), st.integers(1, 200))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_part_has_the_bits_of_the_whole(n, first, extent):
     blur = AxisBlur(n, 11.0, 2, 4)
     first = min(first, n - 1)

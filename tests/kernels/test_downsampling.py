@@ -20,7 +20,7 @@ def _image(shape: tuple[int, ...], dtype: str, seed: int) -> Values:
     return values.astype(dtype)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.tuples(st.integers(1, 4), st.integers(1, 11), st.integers(1, 11)),
     st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 3)),

@@ -48,7 +48,7 @@ def planes(draw):
 
 
 @given(planes())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_adaptive_equalisation_equals_scikit_images_however_it_is_cut(case):
     values, cut = case
     np.testing.assert_allclose(adaptive(values, cut), exposure.equalize_adapthist(values), atol=1e-12)
@@ -67,7 +67,7 @@ def test_a_smooth_plane_with_clipped_bins():
     st.sampled_from([1e-3, 1.0, 3e4]),
     st.sampled_from([-5.0, 0.0, 1e5]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_global_equalisation_equals_scikit_images_in_any_parts(seed, n_parts, scale, offset):
     values = np.random.default_rng(seed).normal(size=(31, 40)) * scale + offset
     low, high = float(values.min()), float(values.max())

@@ -71,7 +71,7 @@ def assert_moments(found, volume, patch):
         assert (np.abs(got - expected) <= 1e-12 * scale).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(integer_volumes())
 def test_entropy_of_integers_is_its_definition(case):
     volume, patch = case
@@ -81,7 +81,7 @@ def test_entropy_of_integers_is_its_definition(case):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(float_volumes(), st.sampled_from([(-100.0, 900.0), (0.0, 1e-3), (-7.5, -7.25), (3.0, 3.0)]))
 def test_entropy_of_floats_is_that_of_256_bins(case, bounds):
     volume, patch = case
@@ -89,7 +89,7 @@ def test_entropy_of_floats_is_that_of_256_bins(case, bounds):
     np.testing.assert_allclose(shannon_regions(volume, patch, bounds), expected, rtol=0, atol=1e-10)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ANY_VOLUME, st.sampled_from([0.0, 0.1, 0.125, 0.25, 0.5, 1.0]))
 def test_max_is_its_definition(case, coverage):
     volume, patch = case
@@ -97,14 +97,14 @@ def test_max_is_its_definition(case, coverage):
     np.testing.assert_array_equal(max_regions(volume, patch, coverage), expected)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ANY_VOLUME)
 def test_mean_and_std_are_their_definition(case):
     volume, patch = case
     assert_moments(mean_std_regions(volume, patch), volume, patch)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ANY_VOLUME)
 def test_the_fraction_of_a_mask_is_its_definition(case):
     volume, patch = case
@@ -112,7 +112,7 @@ def test_the_fraction_of_a_mask_is_its_definition(case):
     np.testing.assert_array_equal(coverage_regions(volume, patch), expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(integer_volumes())
 def test_the_value_of_a_cell_is_its_definition(case):
     volume, patch = case
@@ -158,7 +158,7 @@ def test_moments_of_the_widest_integers_do_not_overflow():
     assert std == 32_767.5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(CASES, st.sampled_from(INTEGERS + FLOATS), st.integers(0, 100))
 def test_a_constant_volume_scores_the_same_everywhere(case, dtype, value):
     """Zero padding would turn 100 into 66 in a corner."""
@@ -236,7 +236,7 @@ def test_scores_do_not_depend_on_the_memory_layout(dtype):
             np.testing.assert_array_equal(found, wanted)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ANY_VOLUME, st.integers(0, 2), st.integers(0, 5))
 def test_a_region_depends_on_its_own_voxels_alone(case, axis, cut):
     """To the last bit: what lies before or behind a box of regions changes nothing in it."""

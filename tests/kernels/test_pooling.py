@@ -24,7 +24,7 @@ def plain_mean_pool(values: np.ndarray[Any, Any], factors: tuple[int, ...]) -> n
     return out
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(["u1", "i2", "u2", "i4", "f4", "f8"]),
     st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9)),

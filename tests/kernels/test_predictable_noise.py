@@ -50,7 +50,7 @@ def test_of_white_noise_nothing_is_told():
 
 
 @given(st.tuples(st.integers(1, 4), st.integers(1, 4)), st.integers(0, 999))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_kernel_that_hides_all_that_is_correlated_stays_as_it_is(shape, seed):
     weights = symmetric(shape, seed)
     mask = np.ones([2 * n - 1 for n in shape], bool)
@@ -59,7 +59,7 @@ def test_a_kernel_that_hides_all_that_is_correlated_stays_as_it_is(shape, seed):
 
 
 @given(st.integers(0, 999), st.floats(0.5, 1.2))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_a_grown_kernel_holds_the_first_tells_less_and_keeps_its_symmetries(seed, sigma):
     point = np.zeros((9, 9))
     point[4, 4] = 1

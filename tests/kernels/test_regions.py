@@ -18,7 +18,7 @@ AXIS = st.tuples(st.integers(1, 23), st.integers(1, 6))
 AXES = st.lists(AXIS, min_size=1, max_size=3)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(AXES)
 def test_counts_and_extents_are_those_of_explicit_regions(axes):
     shape, patch = zip(*axes, strict=True)
@@ -31,7 +31,7 @@ def test_counts_and_extents_are_those_of_explicit_regions(axes):
     )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(AXES, st.integers(0, 99))
 def test_a_cell_has_the_largest_value_over_the_regions_that_cover_it(axes, seed):
     shape, patch = zip(*axes, strict=True)
@@ -45,7 +45,7 @@ def test_a_cell_has_the_largest_value_over_the_regions_that_cover_it(axes, seed)
     np.testing.assert_array_equal(found, [expected, by_cell(shape, patch, -regions)])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(AXES)
 def test_the_parts_of_regions_add_up_to_the_sum_over_each_region(axes):
     shape, patch = zip(*axes, strict=True)

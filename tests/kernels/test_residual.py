@@ -153,7 +153,7 @@ def test_noise_that_planes_share_is_noticed():
     assert shared_noise(np.zeros_like(TRUTH), white(1), classes) == 1.0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 3), st.integers(0, 3), st.integers(0, 4), st.integers(0, 4))
 def test_centring_keeps_what_fits(reach_y, reach_x, to_y, to_x):
     mask = np.random.default_rng(reach_y + 9 * reach_x).random((2 * reach_y + 1, 2 * reach_x + 1)) < 0.5

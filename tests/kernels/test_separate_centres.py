@@ -92,7 +92,7 @@ def test_what_is_not_thinned_out_touches_and_what_is_thinned_too_much_has_room(c
     assert not any(rivals(dropped, place, kernel) for place in rest)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     bits=st.lists(st.booleans(), min_size=15, max_size=15),
     size=st.tuples(st.integers(8, 30), st.integers(8, 30)),

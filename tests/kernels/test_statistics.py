@@ -40,7 +40,7 @@ def exact(values, q):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values_of(SMALL), st.lists(st.integers(1, 59), max_size=3))
 def test_small_integers_are_exact_in_any_order(values, cuts):
     parts = [moments_of(p) for p in np.split(values, sorted(c for c in cuts if c < values.size)) if p.size]
@@ -56,7 +56,7 @@ def test_small_integers_are_exact_in_any_order(values, cuts):
         assert whole.quantile(q) == exact(values, q)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values_of(OTHER), st.integers(1, 59))
 def test_other_dtypes_merge_to_their_bounds(values, cut):
     parts = [moments_of(p) for p in np.split(values, [min(cut, values.size)]) if p.size]
@@ -70,7 +70,7 @@ def test_other_dtypes_merge_to_their_bounds(values, cut):
         assert merged.quantile(q) == pytest.approx(float(exact(values, q)), rel=1 / 128, abs=1e-37)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(values_of(["float32"]), st.sampled_from(QUANTILES))
 def test_a_second_pass_makes_float_quantiles_exact(values, q):
     halves = np.array_split(values, 2)
@@ -79,7 +79,7 @@ def test_a_second_pass_makes_float_quantiles_exact(values, q):
     assert refined_value(bin_number, locate_rank(fine, rank)[0]) == exact(values, q)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values_of(SMALL + OTHER))
 def test_keys_keep_the_order_and_come_back(values):
     keys = ordered_key(values)
@@ -87,7 +87,7 @@ def test_keys_keep_the_order_and_come_back(values):
     np.testing.assert_array_equal(from_ordered_key(keys, values.dtype), values)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(values_of(SMALL + OTHER))
 def test_json_brings_back_the_same_bits(values):
     found = moments_of(values)
@@ -124,7 +124,7 @@ def test_a_small_spread_far_from_zero_is_not_lost():
     assert found.std == pytest.approx(values.std(), rel=1e-7)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(values_of(SMALL), st.sampled_from(["<", ">"]))
 def test_the_histogram_of_small_integers_has_a_bin_for_every_value(values, order):
     offset = 0 if values.dtype.kind == "b" else int(np.iinfo(values.dtype).min)
@@ -152,7 +152,7 @@ def floats_of_all_sorts(draw):
     return np.array(values, dtype.newbyteorder(draw(st.sampled_from(["<", ">"]))))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(floats_of_all_sorts())
 def test_the_pass_over_floats_is_numpys(values):
     found = moments_of(values)

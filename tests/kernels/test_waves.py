@@ -62,7 +62,7 @@ def test_windows_are_hann_windowed_sums() -> None:
             assert windows[j, k, 0] == pytest.approx((plane * weights).sum(), abs=1e-9)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.data())
 def test_sums_are_the_same_in_any_pieces(data: st.DataObject) -> None:
     plane = noise((150, 210), 3).astype(np.float32) * 1000
@@ -114,7 +114,7 @@ def test_the_far_end_of_a_long_plane_is_in_phase() -> None:
     assert (drifted[:, -512:] ** 2).mean() > (line**2).mean()  # the negative control
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.data())
 def test_any_box_equals_that_part_of_the_whole(data: st.DataObject) -> None:
     plane = (100 * noise((170, 233))).astype(data.draw(st.sampled_from(["float32", "int16", "float64"])))

@@ -9,7 +9,7 @@ from denoizarr.kernels.windows import copy_windows
 PAIRS = [("u2", "u2"), ("u2", "f4"), (">u2", "f4"), ("f2", "f4"), ("f4", "f4"), ("?", "f4")]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(PAIRS),
     st.tuples(*[st.integers(1, 3)] * 2, *[st.integers(2, 9)] * 3),

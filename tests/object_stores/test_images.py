@@ -91,7 +91,7 @@ def test_a_missing_chunk_is_an_error(stored, bucket):
     assert ((filled == 0) | (filled == VALUES)).all()
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_box_of_a_sharded_image(root, fault_proxy, data):
     url = f"{root}/property.ome.zarr"

@@ -64,7 +64,7 @@ def of_voxels(calls):
 
 
 @given(layouts(), st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_blocks_with_a_halo_take_what_is_stated(layout, data):
     shape, chunks, shards = layout
     steps = [data.draw(st.integers(1, n)) for n in shape]
@@ -87,7 +87,7 @@ def test_blocks_with_a_halo_take_what_is_stated(layout, data):
 
 
 @given(layouts(), st.data())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_no_box_takes_more_than_it_would_anywhere(layout, data):
     shape, chunks, shards = layout
     extents = [data.draw(st.integers(1, n)) for n in shape]

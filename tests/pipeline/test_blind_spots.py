@@ -24,7 +24,7 @@ from denoizarr.training.structure import StructuralNoiseExtractor
 ODD = st.integers(0, 20).map(lambda n: 2 * n + 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(ODD, ODD) | st.tuples(ODD, ODD, ODD).filter(lambda s: np.prod(s) < 4000),
     patch=st.sampled_from([(4, 4), (8, 8), (64, 64), (4, 4, 4), (4, 16, 16)]),

@@ -109,7 +109,7 @@ def test_an_untouched_output_passes(tmp_path: Path, dims: str, shape: tuple[int,
     assert tree(tmp_path) == before, "nothing is changed"
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.data())
 def test_any_layout_passes_and_any_flipped_byte_is_named(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

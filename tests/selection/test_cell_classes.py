@@ -13,7 +13,7 @@ from denoizarr.selection.cell_classes import N_CLASSES, CellClasses, piece_shape
 shapes = st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shapes, st.integers(0, 99), st.data())
 def test_packed_classes_read_like_their_array(shape, seed, data):
     array = np.random.default_rng(seed).integers(0, N_CLASSES, shape).astype(np.uint8)
@@ -33,7 +33,7 @@ def test_packed_classes_read_like_their_array(shape, seed, data):
     assert packed.nbytes == -(-array.size // 4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shapes, st.lists(st.integers(1, 7), min_size=1, max_size=40))
 def test_pieces_of_any_length_are_packed_alike(shape, lengths):
     array = np.arange(np.prod(shape)).reshape(shape) % N_CLASSES

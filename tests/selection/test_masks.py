@@ -177,7 +177,7 @@ def test_a_coarser_level_of_a_pyramid_takes_the_finest_mask(stored):
     np.testing.assert_array_equal(whole(aligned_mask(url, coarse)), mask[index])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_box_is_that_part_of_the_whole(data, monkeypatch):
     monkeypatch.setattr(module, "_READ_BYTES", 40)
@@ -191,7 +191,7 @@ def test_a_box_is_that_part_of_the_whole(data, monkeypatch):
     np.testing.assert_array_equal(reader.read(box), expected[box.slices])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     size=st.integers(1, 300),
     step=st.sampled_from(["0.1", "0.325", "1", "0.0065", "7.3"]),

@@ -84,7 +84,7 @@ PATCHES = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shape=st.tuples(st.integers(1, 12), st.integers(5, 40), st.integers(5, 40)),
     chunks=st.tuples(st.integers(1, 5), st.integers(5, 25), st.integers(5, 25)),
@@ -100,7 +100,7 @@ def test_map_does_not_depend_on_blocks_or_chunks(set_sweeps, shape, chunks, patc
     np.testing.assert_array_equal(found.values, expected_map(image, patch, kind))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shape=st.tuples(st.integers(2, 12), st.integers(8, 40), st.integers(8, 40)),
     chunks=st.tuples(st.integers(1, 5), st.integers(3, 25), st.integers(3, 25)),

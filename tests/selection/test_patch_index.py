@@ -296,7 +296,7 @@ def reach(cells, index, image, jitter):
     return covered
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.tuples(st.sampled_from([1, 2, 5, 22]), st.integers(6, 70), st.integers(6, 70)),
     st.tuples(st.integers(3, 6), st.integers(3, 6)),
@@ -323,7 +323,7 @@ def test_no_validation_voxel_lies_in_any_training_patch(shape, patch, fraction, 
         assert (origins[:, 1:] % patch == 0).all(), "on the cells exactly"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from([(), (1,), (3,), (22,)]),
     st.tuples(st.integers(2, 14), st.integers(6, 40), st.integers(6, 40)),

@@ -33,7 +33,7 @@ def filled(cells, destination=None, scores=SCORES):
     return stored, values
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data(), st.sampled_from([CELLS, DEEP]), st.sampled_from(SCORES))
 def test_any_slice_of_the_cells_is_that_of_all_of_them(data, cells, score):
     stored, values = filled(cells)

@@ -229,7 +229,7 @@ def test_windows_and_their_places():
 
 
 @given(st.integers(2, 60), st.integers(1, 6), st.integers(0, 150), st.floats(0, 0.95))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_windows_cover_the_level_and_their_patches_fit(patch, factor, more, overlap):
     from denoizarr.selection.roi_window_axes import WindowAxis
 

@@ -71,7 +71,7 @@ def images(draw):
     return tuple(dims), shape, chunks, offset, patch
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(images(), BYTES, BYTES, BYTES, st.booleans())
 def test_every_region_comes_once_with_its_own_voxels(set_sweeps, case, room, block, group, swept):
     dims, shape, chunks, offset, patch = case
@@ -98,7 +98,7 @@ def test_every_region_comes_once_with_its_own_voxels(set_sweeps, case, room, blo
     assert (own == 1).all(), "every voxel is counted in one block"
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(images(), BYTES, BYTES)
 def test_own_voxels_are_read_once_and_belong_to_one_block(set_sweeps, case, room, block):
     dims, shape, chunks, offset, patch = case
@@ -111,7 +111,7 @@ def test_own_voxels_are_read_once_and_belong_to_one_block(set_sweeps, case, room
     assert (image.voxel_reads == 1).all()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(images(), BYTES)
 def test_slabs_end_where_chunks_end(set_sweeps, case, room):
     """So along the axis of the sweep no chunk is decoded twice within a block."""
@@ -199,7 +199,7 @@ def test_blocks_that_are_not_swept_read_their_borders_twice(set_sweeps):
     assert image.chunk_reads.mean() > 1.2
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.tuples(st.integers(1, 40), st.integers(100, 400), st.integers(100, 400)),
     st.tuples(st.integers(1, 8), st.sampled_from([16, 20, 32]), st.sampled_from([16, 25, 32])),

@@ -124,7 +124,7 @@ def test_nothing_to_choose_from_is_an_error(pieces):
         suggest(*pieces)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 9), st.integers(0, 5), st.booleans())
 def test_pieces_and_their_order_change_nothing(parts, seed, single):
     scores = sparse_signal(600, seed=seed)[0].astype(np.float32 if single else np.float64)
@@ -132,7 +132,7 @@ def test_pieces_and_their_order_change_nothing(parts, seed, single):
     assert suggest(*np.array_split(shuffled, parts)) == suggest(scores)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(0.01, 1e4), st.floats(-1e4, 1e4), st.integers(0, 20))
 def test_units_and_offsets_of_the_scores_change_nothing(scale, offset, seed):
     scores, _ = sparse_signal(1000, seed=seed)
@@ -141,7 +141,7 @@ def test_units_and_offsets_of_the_scores_change_nothing(scale, offset, seed):
     assert moved.threshold == pytest.approx(plain.threshold * scale + offset, abs=0.5 * scale)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=80))
 def test_kept_is_what_the_threshold_keeps(values):
     values = np.array(values, np.float32)
@@ -151,7 +151,7 @@ def test_kept_is_what_the_threshold_keeps(values):
     assert 0 <= found.separability <= 1
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 100), st.floats(0.05, 0.3))
 def test_kept_is_exact_where_a_valley_is_found(seed, share):
     scores, _ = sparse_signal(4000, share, seed)

@@ -53,7 +53,7 @@ def test_tiff(tmp_path: Path, shape: tuple[int, ...], options: dict[str, Any]) -
     assert all(c <= n for c, n in zip(reader.chunks, reader.shape, strict=True))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from([None, "zlib", "lzw"]),
     st.sampled_from([None, (16, 16), (32, 16)]),

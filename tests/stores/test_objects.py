@@ -84,7 +84,7 @@ def test_absent_inner_chunks_are_named_and_filled(tmp_path: Path) -> None:
     assert (found.values[16:] == 7).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_no_bytes_whatever_raise(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Torn, flipped, swapped for anything: a flaw that is named, or the same voxels."""

@@ -74,7 +74,7 @@ def test_every_plane_loses_its_own_waves(any_image) -> None:
     assert all(np.array_equal(corrected.coords[d], any_image.coords[d]) for d in any_image.coords)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_any_box_is_the_same_bytes_as_the_whole(image, data) -> None:
     reader = reader_of(corrected_image(image, table()))

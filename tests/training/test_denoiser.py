@@ -67,7 +67,7 @@ def in_tiles(
     return result
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     shape=st.tuples(st.integers(1, 150), st.integers(60, 150)),
     tile=st.tuples(st.integers(7, 60), st.integers(7, 60)),
@@ -318,7 +318,7 @@ def test_spoilt_tensors_are_refused_by_name(tmp_path: Path) -> None:
         Denoiser.load(path)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_torn_and_foreign_files_are_refused(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -46,7 +46,7 @@ def grid(chunks, voxel_bytes=2):
     return ChunkGrid(tuple(chunks), (0,) * len(chunks), voxel_bytes)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.tuples(st.integers(4, 20), st.integers(8, 90), st.integers(8, 90)),
     st.tuples(st.integers(1, 7), st.integers(3, 50), st.integers(3, 50)),
@@ -110,7 +110,7 @@ def test_a_block_with_more_patches_than_memory_holds_is_visited_again(monkeypatc
     assert len(np.unique(drawn, axis=0)) > 500, "the second visit draws other patches"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.tuples(st.integers(1, 6), st.integers(8, 90), st.integers(8, 90)),
     st.tuples(st.integers(1, 4), st.integers(3, 50), st.integers(3, 50)),

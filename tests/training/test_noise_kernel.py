@@ -183,7 +183,7 @@ def test_noise_blurred_all_round_hides_more_than_its_kernel_and_says_so(tmp_path
 
 
 @given(st.integers(0, 99), st.sampled_from([(1, 1), (3, 3), (1, 5), (3, 3, 3)]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_mask_from_elsewhere_is_hidden_as_it_is(seed: int, shape: tuple[int, ...]) -> None:
     mask = np.random.default_rng(seed).random(shape) < 0.5
     mask[tuple(n // 2 for n in shape)] = True

@@ -455,7 +455,7 @@ def test_an_error_while_reading_ahead_is_raised(stored, monkeypatch):
         next(iter(stream))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.tuples(st.integers(1, 3), st.integers(20, 80), st.integers(20, 80)),
     st.integers(5, 40),

@@ -89,7 +89,7 @@ def plain_rings(patches: np.ndarray, chosen: RingsSettings) -> tuple[np.ndarray,
     return mask, centre
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 99),
     norm=st.booleans(),

@@ -83,7 +83,7 @@ def test_a_claim_that_does_not_fit_is_refused(tmp_path: Path, entry: object) -> 
         read_tensors(str(tmp_path / "a"))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_spoilt_byte_of_the_head_is_an_error_of_ours_or_reads(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -36,6 +36,8 @@ from .patch_stream import validation_patches
 
 # Enough for sixteen levels; a million voxels in a pass are a second or two of a core.
 _PAIRS, _VOXELS = 60_000, 2**20
+# Patches of at least so many voxels go through the network together: of small ones the calls take the time.
+_VOXELS_AT_ONCE = 2**16
 _FEWEST_PATCHES, _MOST_PATCHES, _MOST_PASSES, _SHIFT_PASSES = 16, 1024, 16, 4
 # Masks of their own: the number of no epoch, nor of the validation's.
 _EPOCH = -2
@@ -184,8 +186,9 @@ class _Sample:
     def _batches(self) -> Iterator[tuple[int, Tensor]]:
         """Yield the number of each batch's first patch, and its patches as the network takes them."""
         mean, std = self._scale()
-        for first in range(0, len(self.patches), self.options.batch_size):
-            batch = (self.patches[first : first + self.options.batch_size] - mean) / std
+        at_once = max(self.options.batch_size, _VOXELS_AT_ONCE // math.prod(self.options.patch_shape))
+        for first in range(0, len(self.patches), at_once):
+            batch = (self.patches[first : first + at_once] - mean) / std
             yield first, torch.from_numpy(batch)[:, None].to(self.denoiser.device, torch.float32)
 
     def _predicted(self, patches: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from denoizarr.engine.shares import Share
 from denoizarr.engine.summary import RunSummary
 from denoizarr.errors import BadRequest
 from denoizarr.geometry.boxes import Box
+from denoizarr.geometry.grids import ceil_div
 from denoizarr.images.save import extra_of
 from denoizarr.images.write import ImageJob, write_image
 from denoizarr.kernels.neighbourhoods import n_offsets
@@ -42,10 +43,12 @@ from .volume_groups import VolumeGroups, group_volumes, read_bvals
 from .voxel_boxes import VoxelBox, read_voxels
 
 _LOG = logging.getLogger(__name__)
-# Parts of an array in memory whose matrices are held until their turn to be merged.
-_PARTS, _WAITING_BYTES = 16, 128 * 2**20
+# Parts of an array in memory: of so many values, or larger where that were too many.
+_PART_VALUES, _MOST_PARTS = 2**20, 64
+# Their matrices, which are held until it is their turn to be merged.
+_WAITING_BYTES = 128 * 2**20
 # A job that was begun with other sums is not gone on with.
-_ARITHMETIC = 3
+_ARITHMETIC = 4
 # Of what was read, in all. A larger series is read again for the most part anyway.
 _MOST_KEPT_BYTES = 512 * 2**20
 # About a second of a core; of a series that takes no more than some, a small part.
@@ -304,10 +307,10 @@ def _in_memory(
         raise BadRequest(
             "mask and volumes differ in shape", where="mask", got=inside.shape, expected=tuple(space)
         )
-    boxes = list(_parts_of(tuple(space)))
+    boxes = list(_parts_of(tuple(space), n))
     # Each part's matrices wait for their turn to be merged: large ones are made one at a time.
     own = 8 * (n * n_offsets(options.radius)) ** 2
-    side_by_side = own * _PARTS <= _WAITING_BYTES
+    side_by_side = own * len(boxes) <= _WAITING_BYTES
 
     def read(box: Box) -> VoxelBox:
         return read_voxels(
@@ -381,9 +384,10 @@ def _scatter_of(voxels: VoxelBox) -> tuple[Scatter, int]:
     return voxels.scatter(), voxels.outside_non_finite
 
 
-def _parts_of(space: tuple[int, ...]) -> Iterator[Box]:
+def _parts_of(space: tuple[int, ...], n_volumes: int) -> Iterator[Box]:
     """Yield slabs along the first axis: as many for any machine, for their sums are merged in order."""
-    step = -(-space[0] // _PARTS)
+    parts = min(ceil_div(prod(space) * n_volumes, _PART_VALUES), _MOST_PARTS)
+    step = ceil_div(space[0], max(parts, 1))
     for first in range(0, space[0], step):
         yield Box((first, 0, 0), (min(first + step, space[0]), *space[1:]))
 

@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from denoizarr.errors import NonFiniteData
 from denoizarr.geometry.boxes import Box
 from denoizarr.kernels.intensity import cast_intensities
-from denoizarr.kernels.leave_one_out import AnyFloats, Predictor
+from denoizarr.kernels.leave_one_out import Predictor
 from denoizarr.kernels.neighbourhoods import n_offsets, neighbour_rows
 from denoizarr.kernels.scatter import Floats, Scatter, scatter_of_parts
+from denoizarr.kernels.voxel_rows import AnyFloats, add_to_rows, smallest
 from denoizarr.stores.sources import Array
 
 # Rows of a slab, widened: about what a core's caches hold, and enough columns for a matrix product.
 _SLAB_BYTES, _FEWEST_VOXELS = 2 * 2**20, 256
-_AT_ONCE = 32
 
 Fetch = Callable[[Box], Array]
 """Returns the voxels of a spatial box, of all volumes: (n, ...)."""
@@ -95,16 +95,16 @@ class VoxelBox:
             Takes all of the box, to be finished later; may be a view of any order.
         """
         n = len(predictor.intercepts)
-        lowest, smallest = np.full(n, np.inf), np.full(n, np.inf)
+        lowest, least = np.full(n, np.inf), np.full(n, np.inf)
         for part, rows in self.slabs():
             counts = slice(None) if self.inside is None else self.inside[part].reshape(-1)
             values = self.kept[(slice(None), *part)].reshape(n, -1)[:, counts]
             # Of all voxels, as they are predicted: what is the minimum here is so to the last bit there.
             here = _summed(rows, predictor, None if sums is None else sums[(slice(None), *part)])
             if values.shape[1]:
-                lowest = np.minimum(lowest, _smallest(values))
-                smallest = np.minimum(smallest, _smallest(here[:, counts]))
-        return lowest, smallest + predictor.intercepts
+                lowest = np.minimum(lowest, smallest(values))
+                least = np.minimum(least, smallest(here[:, counts]))
+        return lowest, least + predictor.intercepts
 
     def predict(self, predictor: Predictor, out: Array, *, clip_negative: bool) -> None:
         """Fill ``out`` (n, ...) with predictions in its dtype; outside the mask with the input.
@@ -133,11 +133,11 @@ class VoxelBox:
     ) -> None:
         here = (slice(None), *part)
         there = out[here]
-        by_volume: NDArray[Any] = intercepts.astype(sums.dtype).reshape(-1, *(1,) * len(part))
+        by_volume: NDArray[Any] = intercepts.astype(sums.dtype)
         if out.dtype.kind == "f" and not clip_negative:
-            np.add(sums, by_volume, out=there, casting="same_kind")
+            _add(sums, by_volume, there)
         else:
-            sums += by_volume
+            _add(sums, by_volume, sums)
             if clip_negative:
                 np.maximum(sums, 0, out=sums)
             there[...] = cast_intensities(sums, out.dtype)
@@ -146,19 +146,13 @@ class VoxelBox:
             there[:, outside] = _as_it_is(self.kept[here][:, outside], out.dtype)
 
 
-def _smallest(values: NDArray[Any]) -> NDArray[Any]:
-    """Return the smallest of each row of (n, v)."""
-    n, v = values.shape
-    lowest: NDArray[Any]
-    if not values.flags.f_contiguous or v < _AT_ONCE:
-        lowest = values.min(axis=1)
-        return lowest
-    # Voxel after voxel, numpy would go through n values at a time, which are few.
-    whole = v // _AT_ONCE * _AT_ONCE
-    several = values[:, :whole].T.reshape(-1, _AT_ONCE * n).min(axis=0)
-    lowest = several.reshape(_AT_ONCE, n).min(axis=0)
-    lowest = np.minimum(lowest, values[:, whole - 1 :].min(axis=1))
-    return lowest
+def _add(sums: AnyFloats, by_volume: AnyFloats, out: Array) -> None:
+    """Put (n, ...) and a number for each volume into ``out``."""
+    flat, into = sums.reshape(len(sums), -1), out.reshape(len(out), -1)
+    if np.may_share_memory(flat, sums) and np.may_share_memory(into, out):
+        add_to_rows(flat, by_volume, into)
+    else:
+        np.add(sums, by_volume.reshape(-1, *(1,) * (sums.ndim - 1)), out=out, casting="same_kind")
 
 
 def _summed(rows: Array, predictor: Predictor, into: AnyFloats | None) -> AnyFloats:

@@ -22,8 +22,8 @@ from scipy.linalg import lapack
 
 from .compiled import compiled
 from .scatter import Floats, Scatter
+from .voxel_rows import AnyFloats, deviations
 
-AnyFloats = NDArray[np.float32] | NDArray[np.float64]
 Model = Literal["ols", "ridge", "lasso"]
 
 # Below it, beside the largest, an eigenvalue is rounding: of two equal volumes, say.
@@ -130,9 +130,11 @@ class Predictor:
         array (n, v)
             In the memory order of ``rows``.
         """
-        wide: NDArray[Any] = rows.astype(self.weights.dtype, order="K")
-        if self.centre is not None:
-            wide -= self.centre[:, None]
+        wide: NDArray[Any]
+        if self.centre is None:
+            wide = rows.astype(self.weights.dtype, order="K")
+        else:
+            wide = deviations(rows, self.centre)
         # The same product with and without ``out``: its last bits depend on the order.
         if wide.flags.f_contiguous:
             direct = out.T if out is not None and out.flags.f_contiguous else None

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .symmetric_products import add_products, mirrored
+
 Floats = NDArray[np.float64]
 # So many products of two 16-bit integers add up to at most 2^53, which float64 counts to.
 _EXACT_ITEMSIZE, _EXACT_COUNT = 2, 2**21
@@ -60,7 +62,9 @@ def scatter_of(rows: NDArray[Any]) -> Scatter:
     wide -= mean[:, None]
     # What the mean was rounded by would enter the products squared, times v.
     remainder = wide @ ones / v
-    products = wide @ wide.T
+    lower = np.zeros((m, m))
+    add_products(wide, lower)
+    products = mirrored(lower)
     products -= v * np.outer(remainder, remainder)
     np.fill_diagonal(products, np.maximum(np.diagonal(products), 0))  # of a constant, rounding alone is left
     return Scatter(v, mean + remainder, products)
@@ -99,18 +103,18 @@ def _of_integers(parts: Iterable[NDArray[Any]], m: int) -> Iterator[Scatter]:
                 yield _about_the_mean(count, total, products)
                 count, total, products = 0, np.zeros(m), np.zeros((m, m))
             wide = rows.astype(np.float64, order="K")
-            products += wide @ wide.T
+            add_products(wide, products)
             total += wide @ np.ones(v)
             count += v
     yield _about_the_mean(count, total, products)
 
 
 def _about_the_mean(count: int, total: Floats, products: Floats) -> Scatter:
-    """Return a scatter from the sums of integers and of their products, which are exact."""
+    """Return a scatter from the sums of integers and of their products (lower triangle), which are exact."""
     near = np.rint(total / max(count, 1)).astype(np.int64)
     sums = total.astype(np.int64)
     crossed = np.outer(near, sums)
-    about = products.astype(np.int64) - crossed - crossed.T + count * np.outer(near, near)
+    about = mirrored(products).astype(np.int64) - crossed - crossed.T + count * np.outer(near, near)
     left = (sums - count * near) / max(count, 1)
     return Scatter(count, near + left, about - count * np.outer(left, left))
 

@@ -113,6 +113,15 @@ def _write_store(
     return str(path)
 
 
+@pytest.fixture(autouse=True)
+def _log_level() -> Iterator[None]:
+    """A level that a test, or a program that it runs in this process, sets for our logs ends with it."""
+    ours = logging.getLogger("denoizarr")
+    before = ours.level
+    yield
+    ours.setLevel(before)
+
+
 @pytest.fixture(scope="session")
 def write_store() -> Callable[..., str]:
     """``write_store(path, values, dims, kind, chunks=, ...) -> url``."""

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import denoizarr.diffusion.patch2self as denoising
 import denoizarr.diffusion.plan as planning
 import denoizarr.diffusion.regressions as regressions
 import denoizarr.diffusion.voxel_boxes as voxel_boxes
@@ -19,6 +20,12 @@ from .phantom import defined, phantom, psnr
 
 BVALS = np.array([0.0] * 3 + [1000.0] * 9)
 GROUPS = (tuple(range(3)), tuple(range(3, 12)))
+
+
+@pytest.fixture(autouse=True)
+def _in_parts(monkeypatch):
+    """Let small arrays have parts, as large ones do."""
+    monkeypatch.setattr(denoising, "_PART_VALUES", 360)
 
 
 def small(seed=0, shape=(7, 6, 5)):
@@ -298,6 +305,19 @@ def test_version_3_is_the_same_and_says_why(caplog):
         found = patch2self(data, BVALS, version=3, tmp_dir="/nowhere")
     assert "sketch" in caplog.text
     assert np.array_equal(found, patch2self(data, BVALS))
+
+
+def test_parts_are_of_some_size_and_no_more_than_sixty_four(monkeypatch):
+    monkeypatch.setattr(denoising, "_PART_VALUES", 2**20)
+    for space, n, parts in (
+        ((7, 6, 5), 12, 1),
+        ((64, 64, 32), 60, 8),
+        ((256, 256, 256), 100, 64),
+        ((3, 9, 9), 2**20, 3),
+    ):
+        boxes = list(denoising._parts_of(space, n))
+        assert len(boxes) == parts
+        assert sum(box.size for box in boxes) == np.prod(space)
 
 
 def test_verbose_shows_both_passes(caplog):

@@ -4,8 +4,8 @@ Legend: ``m`` variables, ``v`` observations. Exactness: *order-rounded*; merge i
 products would lose everything where the mean is large beside the spread: of float32 with a mean of 10,000,
 all but two digits. Deviations from the part's own mean, and Chan's merge, keep twelve.
 
-Integers of at most 16 bits need neither: float64 holds sums of their products without rounding, and int64
-moves those to the mean. That is exact, and saves going through the deviations.
+Integers of at most 16 bits need neither: sums of their products are exact, in integers where they are not too
+far apart, else in float64, which counts so far; int64 moves them to the mean.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .integer_products import DeviationProducts
 from .symmetric_products import add_products, mirrored
 
 Floats = NDArray[np.float64]
@@ -94,29 +95,47 @@ def scatter_of_parts(parts: Iterable[NDArray[Any]]) -> Scatter:
 
 
 def _of_integers(parts: Iterable[NDArray[Any]], m: int) -> Iterator[Scatter]:
-    count, total, products = 0, np.zeros(m), np.zeros((m, m))
+    sums = _ExactSums(m)
     for part in parts:
         for first in range(0, part.shape[1], _EXACT_COUNT):
             rows = part[:, first : first + _EXACT_COUNT]
-            v = rows.shape[1]
-            if count + v > _EXACT_COUNT:
-                yield _about_the_mean(count, total, products)
-                count, total, products = 0, np.zeros(m), np.zeros((m, m))
-            wide = rows.astype(np.float64, order="K")
-            add_products(wide, products)
-            total += wide @ np.ones(v)
-            count += v
-    yield _about_the_mean(count, total, products)
+            if sums.count + rows.shape[1] > _EXACT_COUNT:
+                yield sums.about_the_mean()
+                sums = _ExactSums(m)
+            sums.add(rows)
+    yield sums.about_the_mean()
 
 
-def _about_the_mean(count: int, total: Floats, products: Floats) -> Scatter:
-    """Return a scatter from the sums of integers and of their products (lower triangle), which are exact."""
-    near = np.rint(total / max(count, 1)).astype(np.int64)
-    sums = total.astype(np.int64)
-    crossed = np.outer(near, sums)
-    about = mirrored(products).astype(np.int64) - crossed - crossed.T + count * np.outer(near, near)
-    left = (sums - count * near) / max(count, 1)
-    return Scatter(count, near + left, about - count * np.outer(left, left))
+class _ExactSums:
+    """Sums of integers and of their products, without rounding: in integers, else as float64 counts them."""
+
+    def __init__(self, m: int) -> None:
+        self.count = 0
+        self._total, self._products = np.zeros(m, np.int64), np.zeros((m, m))
+        self._deviations: DeviationProducts | None = None
+
+    def add(self, rows: NDArray[Any]) -> None:
+        """Add observations (m, v), v > 0."""
+        self.count += rows.shape[1]
+        if self._deviations is None:
+            self._deviations = DeviationProducts(rows)
+        if self._deviations.add(rows):
+            return
+        wide = rows.astype(np.float64, order="K")
+        add_products(wide, self._products)
+        self._total += (wide @ np.ones(rows.shape[1])).astype(np.int64)
+
+    def about_the_mean(self) -> Scatter:
+        count, total, products = self.count, self._total, self._products.astype(np.int64)
+        if self._deviations is not None:
+            others, others_products = self._deviations.about_zero()
+            total = total + others
+            products += others_products
+        near = np.rint(total / max(count, 1)).astype(np.int64)
+        crossed = np.outer(near, total)
+        about = mirrored(products) - crossed - crossed.T + count * np.outer(near, near)
+        left = (total - count * near) / max(count, 1)
+        return Scatter(count, near + left, about - count * np.outer(left, left))
 
 
 def merged(parts: Iterable[Scatter]) -> Scatter:

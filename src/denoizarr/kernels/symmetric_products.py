@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_double, c_int, c_void_p
 from functools import cache
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numba.extending import get_cython_function_address
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Numbers = TypeVar("Numbers", bound=NDArray[Any])
 
 
 def add_products(rows: Floats, total: Floats) -> None:
@@ -46,9 +47,9 @@ def add_products(rows: Floats, total: Floats) -> None:
     )
 
 
-def mirrored(lower: Floats) -> Floats:
+def mirrored(lower: Numbers) -> Numbers:
     """Return the symmetric matrix of which the lower triangle is given."""
-    whole: Floats = np.tril(lower)
+    whole = cast("Numbers", np.tril(lower))
     whole += np.tril(lower, -1).T
     return whole
 

@@ -50,7 +50,7 @@ def test_the_farthest_that_fit_do_not_overflow_and_what_is_farther_is_refused(si
     # The control: where it is not asked, they do overflow.
     deviations = np.full((3, 1024), sign * 32767, np.int16)
     total = np.zeros((3, 3), np.int64)
-    integer_products._add_products(deviations, 1024, total)
+    integer_products._add_products(deviations, 1024, 1024, total)
     assert total[0, 0] != 1024 * 32767**2
 
 

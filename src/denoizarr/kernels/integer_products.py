@@ -51,14 +51,14 @@ class DeviationProducts:
         farthest = max(int(rows.max() - self._centre.min()), int(self._centre.max() - rows.min()))
         if farthest > np.iinfo(np.int16).max:
             return False
-        deviations = np.empty((m + 1, v + _APART), np.int16)[:, :v]
+        deviations = np.empty((m + 1, v + _APART), np.int16)
         deviations[m] = 1
         (_by_voxel if rows.flags.f_contiguous else _by_variable)(rows, self._centre, deviations)
-        largest = max(-int(deviations.min()), int(deviations.max()))
+        largest = max(-int(deviations[:, :v].min()), int(deviations[:, :v].max()))
         at_once = min(np.iinfo(np.int32).max // largest**2, _AT_ONCE)
         if at_once < _FEWEST_AT_ONCE:
             return False
-        _add_products(deviations, at_once, self._products)
+        _add_products(deviations, v, at_once, self._products)
         return True
 
     def about_zero(self) -> tuple[Integers, Integers]:
@@ -85,14 +85,13 @@ def _by_variable(rows: Any, centre: Any, deviations: Any) -> None:
 
 
 @compiled
-def _add_products(deviations: Any, at_once: int, total: Any) -> None:
-    m, v = deviations.shape
+def _add_products(deviations: Any, v: int, at_once: int, total: Any) -> None:
     for first in range(0, v, at_once):
-        part = deviations[:, first : min(first + at_once, v)]
-        for i in range(m):
-            one = part[i]
+        end = min(first + at_once, v)
+        for i in range(len(deviations)):
+            one = deviations[i, first:end]
             for j in range(i + 1):
-                other, found = part[j], np.int32(0)
+                other, found = deviations[j, first:end], np.int32(0)
                 for k in range(len(one)):
                     found = np.int32(found + np.int32(np.int32(one[k]) * np.int32(other[k])))
                 total[i, j] += found

@@ -308,12 +308,12 @@ def test_version_3_is_the_same_and_says_why(caplog):
 
 
 def test_parts_are_of_some_size_and_no_more_than_sixty_four(monkeypatch):
-    monkeypatch.setattr(denoising, "_PART_VALUES", 2**20)
+    monkeypatch.setattr(denoising, "_PART_VALUES", 2**21)
     for space, n, parts in (
         ((7, 6, 5), 12, 1),
-        ((64, 64, 32), 60, 8),
+        ((64, 64, 32), 60, 4),
         ((256, 256, 256), 100, 64),
-        ((3, 9, 9), 2**20, 3),
+        ((3, 9, 9), 2**21, 3),
     ):
         boxes = list(denoising._parts_of(space, n))
         assert len(boxes) == parts

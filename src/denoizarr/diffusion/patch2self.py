@@ -44,7 +44,7 @@ from .voxel_boxes import VoxelBox, read_voxels
 
 _LOG = logging.getLogger(__name__)
 # Parts of an array in memory: of so many values, or larger where that were too many.
-_PART_VALUES, _MOST_PARTS = 2**20, 64
+_PART_VALUES, _MOST_PARTS = 2**21, 64
 # Their matrices, which are held until it is their turn to be merged.
 _WAITING_BYTES = 128 * 2**20
 # A job that was begun with other sums is not gone on with.

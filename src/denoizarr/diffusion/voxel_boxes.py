@@ -29,7 +29,7 @@ from denoizarr.kernels.voxel_rows import AnyFloats, add_to_rows, smallest
 from denoizarr.stores.sources import Array
 
 # Rows of a slab, widened: about what a core's caches hold, and enough columns for a matrix product.
-_SLAB_BYTES, _FEWEST_VOXELS = 2 * 2**20, 256
+_SLAB_BYTES, _FEWEST_VOXELS = 4 * 2**20, 256
 
 Fetch = Callable[[Box], Array]
 """Returns the voxels of a spatial box, of all volumes: (n, ...)."""

@@ -10,7 +10,14 @@ import yaml
 from tests.end_to_end.jobs import environment, run_cli, scan_noise, write_job
 
 parser = pytest.importorskip("prometheus_client.parser", reason="prometheus_client is not installed")
-STAGE = {"features": 4, "num_layers": 1, "num_epochs": 1, "patches_per_epoch": 32, "patch_size": 32}
+STAGE = {
+    "features": 4,
+    "num_layers": 1,
+    "num_epochs": 1,
+    "patches_per_epoch": 32,
+    "patch_size": 32,
+    "use_centre": False,
+}
 
 
 def counters(path):

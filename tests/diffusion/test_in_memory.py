@@ -64,6 +64,15 @@ def test_clipping_goes_before_shifting(caplog):
     np.testing.assert_allclose(found, plain.clip(0), atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [">i2", ">u2", ">f4", ">f8", "float16", "int32"])
+@pytest.mark.parametrize("out_dtype", [np.float32, np.float64])
+def test_any_kind_of_numbers_and_order_of_bytes(dtype, out_dtype):
+    data = np.abs(small())  # as kinds without a sign have it
+    expected = patch2self(data, BVALS, out_dtype=np.float64)
+    found = patch2self(data.astype(dtype), BVALS, out_dtype=out_dtype)
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6 * np.abs(expected).max())
+
+
 def test_integers_are_rounded_and_clipped():
     data = np.clip(small(), 0, 255).astype(np.uint8)
     exact = patch2self(data, BVALS, shift_intensity=False, out_dtype=np.float64)
@@ -315,9 +324,12 @@ def test_parts_are_of_some_size_and_no_more_than_sixty_four(monkeypatch):
         ((256, 256, 256), 100, 64),
         ((3, 9, 9), 2**21, 3),
     ):
-        boxes = list(denoising._parts_of(space, n))
+        boxes = list(denoising._parts_of(space, n, 100))
         assert len(boxes) == parts
         assert sum(box.size for box in boxes) == np.prod(space)
+    assert len(list(denoising._parts_of((256, 256, 256), 100, 16))) == 16, (
+        "large matrices wait for one another"
+    )
 
 
 def test_verbose_shows_both_passes(caplog):

@@ -23,7 +23,9 @@ def test_the_smallest_of_every_row(n, v, order, seed):
     assert np.array_equal(smallest(rows), rows.min(axis=1))
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64"])
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "int16", ">i2", "uint16", "int32", "float16", "float32", ">f4", "float64"]
+)
 @pytest.mark.parametrize("of", [np.float32, np.float64])
 @given(**SHAPES)
 def test_deviations_are_those_of_converted_numbers(dtype, of, n, v, order, seed):

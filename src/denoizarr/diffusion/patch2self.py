@@ -45,8 +45,8 @@ from .voxel_boxes import VoxelBox, read_voxels
 _LOG = logging.getLogger(__name__)
 # Parts of an array in memory: of so many values, or larger where that were too many.
 _PART_VALUES, _MOST_PARTS = 2**21, 64
-# Their matrices, which are held until it is their turn to be merged.
-_WAITING_BYTES = 128 * 2**20
+# Their matrices, which are held until it is their turn to be merged; of larger ones there are fewer.
+_WAITING_BYTES, _FEWEST_PARTS = 128 * 2**20, 16
 # A job that was begun with other sums is not gone on with.
 _ARITHMETIC = 4
 # Of what was read, in all. A larger series is read again for the most part anyway.
@@ -307,9 +307,9 @@ def _in_memory(
         raise BadRequest(
             "mask and volumes differ in shape", where="mask", got=inside.shape, expected=tuple(space)
         )
-    boxes = list(_parts_of(tuple(space), n))
-    # Each part's matrices wait for their turn to be merged: large ones are made one at a time.
+    # Each part's matrices wait for their turn to be merged: very large ones are made one at a time.
     own = 8 * (n * n_offsets(options.radius)) ** 2
+    boxes = list(_parts_of(tuple(space), n, max(_WAITING_BYTES // own, _FEWEST_PARTS)))
     side_by_side = own * len(boxes) <= _WAITING_BYTES
 
     def read(box: Box) -> VoxelBox:
@@ -384,9 +384,9 @@ def _scatter_of(voxels: VoxelBox) -> tuple[Scatter, int]:
     return voxels.scatter(), voxels.outside_non_finite
 
 
-def _parts_of(space: tuple[int, ...], n_volumes: int) -> Iterator[Box]:
+def _parts_of(space: tuple[int, ...], n_volumes: int, at_most: int) -> Iterator[Box]:
     """Yield slabs along the first axis: as many for any machine, for their sums are merged in order."""
-    parts = min(ceil_div(prod(space) * n_volumes, _PART_VALUES), _MOST_PARTS)
+    parts = min(ceil_div(prod(space) * n_volumes, _PART_VALUES), _MOST_PARTS, at_most)
     step = ceil_div(space[0], max(parts, 1))
     for first in range(0, space[0], step):
         yield Box((first, 0, 0), (min(first + step, space[0]), *space[1:]))

@@ -48,8 +48,8 @@ class DeviationProducts:
     def add(self, rows: NDArray[np.integer[Any]]) -> bool:
         """Add some observations (m, v), v > 0; tell whether that was possible."""
         m, v = rows.shape
-        farthest = max(int(rows.max() - self._centre.min()), int(self._centre.max() - rows.min()))
-        if farthest > np.iinfo(np.int16).max:
+        rows = rows.astype(rows.dtype.newbyteorder("="), copy=False)  # as compiled loops take it
+        if self._farthest(rows) > np.iinfo(np.int16).max:
             return False
         deviations = np.empty((m + 1, v + _APART), np.int16)
         deviations[m] = 1
@@ -61,13 +61,38 @@ class DeviationProducts:
         _add_products(deviations, v, at_once, self._products)
         return True
 
-    def about_zero(self) -> tuple[Integers, Integers]:
-        """Return the sums of all observations (m,), and of their products (m, m): the lower triangle."""
-        count, sums = int(self._products[-1, -1]), self._products[-1, :-1]
-        crossed = np.outer(self._centre, sums)
-        products = self._products[:-1, :-1] + crossed + crossed.T
-        products += count * np.outer(self._centre, self._centre)
+    def _farthest(self, rows: NDArray[np.integer[Any]]) -> int:
+        """Return how far a value may lie from its variable's middle, at most."""
+        centre = self._centre
+        among_all = max(int(rows.max() - centre.min()), int(centre.max() - rows.min()))
+        if among_all <= np.iinfo(np.int16).max:
+            return among_all
+        # Bright variables beside dark ones: each for itself, which takes longer to find out.
+        return int(max((rows.max(axis=1) - centre).max(), (centre - rows.min(axis=1)).max()))
+
+    def take_about_zero(self) -> tuple[Integers, Integers]:
+        """Return sums of all observations (m,) and of their products (m, m), and forget them."""
+        _mirror(self._products)
+        count, sums, products = int(self._products[-1, -1]), self._products[-1, :-1], self._products[:-1, :-1]
+        move_products(products, sums, self._centre, count)
         return sums + count * self._centre, products
+
+
+def move_products(products: Integers, sums: Integers, by: Integers, count: int) -> None:
+    """Change sums of products, in place: of deviations from a point into those from the point less ``by``.
+
+    Parameters
+    ----------
+    products : int64 array (m, m)
+        Symmetric.
+    sums : int64 array (m,)
+        Of the deviations as they were.
+    by : int64 array (m,)
+    count : int
+        Observations.
+    """
+    products += np.outer(sums, by)
+    products += np.outer(by, sums + count * by)
 
 
 @compiled
@@ -95,3 +120,10 @@ def _add_products(deviations: Any, v: int, at_once: int, total: Any) -> None:
                 for k in range(len(one)):
                     found = np.int32(found + np.int32(np.int32(one[k]) * np.int32(other[k])))
                 total[i, j] += found
+
+
+@compiled
+def _mirror(lower: Any) -> None:
+    for i in range(len(lower)):
+        for j in range(i):
+            lower[j, i] = lower[i, j]

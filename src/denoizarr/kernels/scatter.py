@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .integer_products import DeviationProducts
-from .symmetric_products import add_products, mirrored
+from .integer_products import DeviationProducts, move_products
 
 Floats = NDArray[np.float64]
 # So many products of two 16-bit integers add up to at most 2^53, which float64 counts to.
@@ -63,9 +62,7 @@ def scatter_of(rows: NDArray[Any]) -> Scatter:
     wide -= mean[:, None]
     # What the mean was rounded by would enter the products squared, times v.
     remainder = wide @ ones / v
-    lower = np.zeros((m, m))
-    add_products(wide, lower)
-    products = mirrored(lower)
+    products = wide @ wide.T
     products -= v * np.outer(remainder, remainder)
     np.fill_diagonal(products, np.maximum(np.diagonal(products), 0))  # of a constant, rounding alone is left
     return Scatter(v, mean + remainder, products)
@@ -111,7 +108,8 @@ class _ExactSums:
 
     def __init__(self, m: int) -> None:
         self.count = 0
-        self._total, self._products = np.zeros(m, np.int64), np.zeros((m, m))
+        self._total = np.zeros(m, np.int64)
+        self._products: Floats | None = None
         self._deviations: DeviationProducts | None = None
 
     def add(self, rows: NDArray[Any]) -> None:
@@ -122,20 +120,29 @@ class _ExactSums:
         if self._deviations.add(rows):
             return
         wide = rows.astype(np.float64, order="K")
-        add_products(wide, self._products)
+        products = wide @ wide.T
+        if self._products is not None:
+            products += self._products
+        self._products = products
         self._total += (wide @ np.ones(rows.shape[1])).astype(np.int64)
 
     def about_the_mean(self) -> Scatter:
-        count, total, products = self.count, self._total, self._products.astype(np.int64)
+        """Return it, and forget the sums: large matrices are changed in place."""
+        count, total, products = self.count, self._total, None
         if self._deviations is not None:
-            others, others_products = self._deviations.about_zero()
-            total = total + others
-            products += others_products
+            sums, products = self._deviations.take_about_zero()
+            total, self._deviations = total + sums, None
+        if self._products is not None:
+            wide, self._products = self._products.astype(np.int64), None
+            products = wide if products is None else np.add(products, wide, out=products)
+        if products is None:
+            products = np.zeros((len(total), len(total)), np.int64)
         near = np.rint(total / max(count, 1)).astype(np.int64)
-        crossed = np.outer(near, total)
-        about = mirrored(products) - crossed - crossed.T + count * np.outer(near, near)
+        move_products(products, total, -near, count)
         left = (total - count * near) / max(count, 1)
-        return Scatter(count, near + left, about - count * np.outer(left, left))
+        about = products.astype(np.float64)
+        about -= count * np.outer(left, left)
+        return Scatter(count, near + left, about)
 
 
 def merged(parts: Iterable[Scatter]) -> Scatter:

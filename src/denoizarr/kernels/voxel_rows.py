@@ -40,7 +40,7 @@ def deviations(rows: NDArray[Any], centre: AnyFloats) -> AnyFloats:
 
     Rows are converted to that dtype first.
     """
-    if not _lies_by_voxel(rows):
+    if not (_lies_by_voxel(rows) and _is_compilable(rows.dtype)):
         wide: NDArray[Any] = rows.astype(centre.dtype, order="K")
         wide -= centre[:, None]
         return wide
@@ -65,6 +65,10 @@ def add_to_rows(values: AnyFloats, by: AnyFloats, out: AnyFloats) -> None:
 
 def _lies_by_voxel(values: NDArray[Any]) -> bool:
     return values.flags.f_contiguous and values.shape[1] >= _AT_ONCE
+
+
+def _is_compilable(dtype: np.dtype[Any]) -> bool:
+    return dtype.isnative and dtype != np.float16
 
 
 def _stretches(values: NDArray[Any], whole: int) -> NDArray[Any]:

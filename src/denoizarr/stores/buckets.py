@@ -228,7 +228,8 @@ def listed(url: str) -> list[dict[str, Any]]:
 def metadata_stamp(url: str) -> str:
     """Return a digest of the metadata of a hierarchy on a web server, and of when it says that was written.
 
-    A server lists nothing, so this is what is known of the whole; "" where there is no metadata.
+    A server lists nothing, so this is what is known of the whole: it stays as it is where chunks alone are
+    written anew, and differs between servers that tell other times. "" where there is no metadata.
     """
     for name in _HIERARCHY:
         place = _Place(join(url, name))

@@ -118,7 +118,7 @@ def check_endpoint_text(endpoint: str) -> None:
 
 
 DEFAULT = StoreOptions()
-# By root, such as "s3://bucket"; "" is for all others.
+# By root, such as "s3://bucket"; "" is for all others. Replaced, never changed: other threads look things up.
 _used: dict[str, StoreOptions] = {}
 
 
@@ -153,12 +153,14 @@ def use(url: str | None, options: StoreOptions) -> None:
     """Reach the bucket of a URL so from now on, in this process; without a URL, every bucket."""
     if url is not None and not is_remote(url):
         raise BadRequest("options are for object stores", where=redact(url), expected="s3://, gs://, ...")
-    _used["" if url is None else split_remote(url)[0]] = options
+    global _used
+    _used = {**_used, "" if url is None else split_remote(url)[0]: options}
 
 
 def options_of(root: str) -> StoreOptions:
     """Return how the bucket of this root is reached."""
-    return _used.get(root) or _used.get("") or DEFAULT
+    used = _used
+    return used.get(root) or used.get("") or DEFAULT
 
 
 InUse = tuple[tuple[str, StoreOptions], ...]
@@ -171,6 +173,6 @@ def in_use() -> InUse:
 
 def take(brought: InUse) -> None:
     """Reach buckets as a task brought it along, and no longer as an earlier job had it."""
-    global _used  # another table, in one step: other threads look things up meanwhile
+    global _used
     if in_use() != brought:
         _used = dict(brought)

@@ -36,7 +36,7 @@ from .patch_stream import validation_patches
 
 # Enough for sixteen levels; a million voxels in a pass are a second or two of a core.
 _PAIRS, _VOXELS = 60_000, 2**20
-# Patches of at least so many voxels go through the network together: of small ones the calls take the time.
+# About so many voxels go through the network together: of small patches the calls would take the time.
 _VOXELS_AT_ONCE = 2**16
 _FEWEST_PATCHES, _MOST_PATCHES, _MOST_PASSES, _SHIFT_PASSES = 16, 1024, 16, 4
 # Masks of their own: the number of no epoch, nor of the validation's.

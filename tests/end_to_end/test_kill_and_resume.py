@@ -52,11 +52,17 @@ def hashes(run: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def finished(tmp_path_factory):
+    """The job file of a run that nothing disturbed."""
     job = write_job(tmp_path_factory.mktemp("undisturbed"), scan_noise())
     result = run_cli("run", str(job))
     assert result.returncode == 0, result.stderr
-    return hashes(job.parent / "run")
+    return job
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished):
+    return hashes(finished.parent / "run")
 
 
 def test_killed_in_every_phase_one_after_the_other(undisturbed, tmp_path):
@@ -83,13 +89,12 @@ def test_killed_in_every_phase_one_after_the_other(undisturbed, tmp_path):
     assert hashes(run) == undisturbed
 
 
-def test_a_finished_job_is_found_finished(undisturbed, tmp_path):
-    job = write_job(tmp_path, scan_noise())
-    assert run_cli("run", str(job)).returncode == 0
-    before = {path: path.stat().st_mtime_ns for path in (job.parent / "run" / "denoised.ome.zarr").rglob("*")}
-    assert run_cli("run", str(job)).returncode == 0
+def test_a_finished_job_is_found_finished(finished, undisturbed):
+    run = finished.parent / "run"
+    before = {path: path.stat().st_mtime_ns for path in (run / "denoised.ome.zarr").rglob("*")}
+    assert run_cli("run", str(finished)).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert hashes(job.parent / "run") == undisturbed
+    assert hashes(run) == undisturbed
 
 
 def test_sigterm_stops_in_an_orderly_way(undisturbed, tmp_path):

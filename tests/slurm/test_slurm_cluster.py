@@ -173,6 +173,7 @@ def test_workers_have_what_was_asked_for(slurm: Site, tmp_path: Path) -> None:
     assert len(list((tmp_path / "logs").glob("*.err"))) == 2
 
 
+@pytest.mark.slow
 def test_as_many_workers_as_there_is_work_for(
     slurm: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.loopback_ports import free_ports
 
 from .container_programs import FOLDER
 from .manifests import KUBERNETES, ROOT, objects, only
@@ -71,10 +72,8 @@ def of_compose(compose: dict[str, Any]) -> dict[str, Container]:
     return found
 
 
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
+def _ports(*of_containers: str) -> dict[str, int]:
+    return dict(zip(of_containers, free_ports(len(of_containers)), strict=True))
 
 
 @dataclass
@@ -83,7 +82,7 @@ class Machine:
 
     certificates: Path
     folder: Path
-    ports: dict[str, int] = field(default_factory=lambda: {one: free_port() for one in ("8786", "8787")})
+    ports: dict[str, int] = field(default_factory=lambda: _ports("8786", "8787"))
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -113,7 +112,7 @@ class Machine:
         """Start a scheduler or a worker; a worker with ports of its own."""
         ports = dict(self.ports)
         if container.command[1] == "worker":
-            ports |= {one: free_port() for one in ("8788", "8790", "8791")}
+            ports |= _ports("8788", "8790", "8791")
             self.ports[f"{name} health"] = ports["8788"]
         with (self.folder / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(
@@ -142,8 +141,13 @@ class Machine:
         port = self.ports.get(f"{name} health", self.ports["8787"])
         return self.run(container, container.probe, f"--port={port}")
 
-    def log(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text(errors="replace")
+    def logs(self) -> str:
+        """Return what each process that was started says of itself, and whether it still runs."""
+        return "\n".join(
+            f"== {name}: {'runs' if process.poll() is None else f'ended, {process.returncode}'}\n"
+            + (self.folder / f"{name}.log").read_text(errors="replace")[-4000:]
+            for name, process in self.processes.items()
+        )
 
     def stop(self, name: str) -> None:
         process = self.processes.pop(name)

@@ -20,6 +20,7 @@ from distributed.security import Security
 from denoizarr.images.save import save_image
 from denoizarr.inference.devices import place_of
 from denoizarr.stores.images import open_image
+from tests.loopback_ports import free_ports
 
 from .manifests import DEPLOY, documents
 
@@ -31,7 +32,6 @@ from . import container_programs
 from .cluster_processes import (
     Container,
     Machine,
-    free_port,
     machine,
     make_certificates,
     of_compose,
@@ -91,7 +91,7 @@ def ready(kind: str, here: Machine, containers: dict[str, Container]) -> None:
     address = {"DASK_SCHEDULER_ADDRESS": here.scheduler}
     driver = replace(driver, environment={**driver.environment, **address})
     done = here.run(driver, wait_command(kind, containers))
-    assert done.returncode == 0, done.stderr + here.log("scheduler") + here.log("worker 1")
+    assert done.returncode == 0, done.stderr + here.logs()
 
 
 def test_a_verb_runs_on_it(cluster: tuple[str, Machine, dict[str, Container]], tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_probes_find_it_unwell(certificates: Path, tmp_path: Path, monkeypatch: 
         wrong = container_programs.health.complaint("scheduler", here.ports["8787"], None)
         assert "no answer" in wrong
         # A worker that answers, and belongs to no scheduler that is there.
-        elsewhere = f"tls://127.0.0.1:{free_port()}"
+        elsewhere = f"tls://127.0.0.1:{free_ports(1)[0]}"
         wrong = container_programs.health.complaint("worker", here.ports["worker health"], elsewhere)
         assert wrong == f"no connection to the scheduler {elsewhere}"
         wrong = container_programs.health.complaint("worker", here.ports["worker health"], None)

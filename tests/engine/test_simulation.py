@@ -22,7 +22,7 @@ SECONDS = st.floats(0.01, 100)
 
 
 @given(SECONDS, st.integers(1, 300), st.integers(1, 50))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_equal_batches_on_free_workers_take_their_rounds(seconds, n_batches, workers):
     projection = project(BatchCosts(seconds), n_batches, workers)
     rounds = math.ceil(n_batches / workers)
@@ -31,7 +31,7 @@ def test_equal_batches_on_free_workers_take_their_rounds(seconds, n_batches, wor
 
 
 @given(SECONDS, SECONDS, st.integers(1, 200), st.integers(1, 20), st.floats(0, 1))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_nothing_is_faster_than_its_narrowest_part(compute, driver, n_batches, workers, spread):
     costs = BatchCosts(compute, 10, 5, 100.0, 40.0, driver / 100, spread)
     projection = project(costs, n_batches, workers)
@@ -96,7 +96,7 @@ def test_the_mean_length_is_the_one_asked_for():
 
 
 @given(st.floats(0.01, 1), st.integers(1, 400), st.floats(0, 1), st.integers(0, 99))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_lengths_add_up_and_only_their_order_is_drawn(seconds, n_batches, spread, seed):
     costs = BatchCosts(seconds, spread=spread)
     lengths = lengths_of(costs, n_batches, seed)
@@ -126,17 +126,17 @@ def test_real_workers_take_as_long_as_it_says(workers, n_batches, spread, tmp_pa
     ):
         client.wait_for_workers(workers, timeout=60)
         real_seconds(client, tmp_path / "warm", replace(costs, compute_seconds=0.001), workers)
-        # A busy machine takes longer, or deals unequal batches out otherwise: the nearest of a few counts.
-        simulated, nearest = project(costs, n_batches, workers).seconds, math.inf
+        # A busy machine takes longer, never shorter: the quickest of a few counts.
+        quickest = math.inf
         for number in range(5):
-            taken = real_seconds(client, tmp_path / f"{number}", costs, n_batches)
-            nearest = min(nearest, taken, key=lambda seconds: abs(seconds - simulated))
-            if nearest == pytest.approx(simulated, rel=0.1):
+            quickest = min(quickest, real_seconds(client, tmp_path / f"{number}", costs, n_batches))
+            if quickest < 1.1 * project(costs, n_batches, workers).seconds:
                 break
-    assert simulated == pytest.approx(nearest, rel=0.15)
+    simulated = project(costs, n_batches, workers).seconds
+    assert simulated == pytest.approx(quickest, rel=0.15)
     # The controls: neither a worker more or less nor batches of other lengths would have passed.
     for others in (
         project(costs, n_batches, 2 * workers),
         project(replace(costs, compute_seconds=0.3), n_batches, workers),
     ):
-        assert others.seconds != pytest.approx(nearest, rel=0.15)
+        assert others.seconds != pytest.approx(quickest, rel=0.15)

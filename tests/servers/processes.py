@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import http.client
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.loopback_ports import free_ports
+
 _READY_SECONDS, _STOP_SECONDS, _TRIES = 60.0, 20.0, 5
 _POLL_SECONDS = 0.05
-
-
-def free_port() -> int:
-    """Return a port of loopback that nobody listens on; another may be faster, so a start is tried again."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def answers(port: int) -> bool:
@@ -46,7 +40,7 @@ def running(
     """
     output = folder / "server-output.txt"
     for _ in range(_TRIES):
-        port = free_port()
+        (port,) = free_ports(1)
         with output.open("wb") as file:
             process = subprocess.Popen(
                 [part.format(port=port) for part in command],

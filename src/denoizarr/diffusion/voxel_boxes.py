@@ -28,7 +28,8 @@ from denoizarr.kernels.scatter import Floats, Scatter, scatter_of_parts
 from denoizarr.kernels.voxel_rows import AnyFloats, add_to_rows, smallest
 from denoizarr.stores.sources import Array
 
-# Rows of a slab, widened: about what a core's caches hold, and enough columns for a matrix product.
+# Rows of a slab, were they float64: in the dtypes that they take about what a core's caches hold, and enough
+# columns for a matrix product.
 _SLAB_BYTES, _FEWEST_VOXELS = 4 * 2**20, 256
 
 Fetch = Callable[[Box], Array]

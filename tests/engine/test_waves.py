@@ -230,14 +230,76 @@ def test_a_batch_that_kills_its_workers_fails_by_name_and_the_rest_goes_on(tmp_p
 
     step = Step("s", kill_always, None, 6, 1)
     ledger = Ledger.claim(str(tmp_path / "l"), {})
-    # Its neighbours in the queue of a worker that dies are suspected as well, and tried as often.
-    patience = DeadlinePolicy(tries=4)
+    # Its neighbours in the queue of a worker that dies are suspected as well, and done at their second try.
+    patience = DeadlinePolicy(tries=2)
     with open_client(ClusterSettings(workers=2, memory_limit_bytes=2**30)) as client:
         client.run_on_scheduler(_fail_early)
-        with pytest.raises(BlockFailed, match=r"whose workers died at s, batch 3: got 4 tries"):
+        with pytest.raises(BlockFailed, match=r"whose workers died at s, batch 3: got 2 tries"):
             run_step(step, ledger=ledger, client=client, progress=False, deadlines=patience)
     assert dask.config.get("distributed.scheduler.allowed-failures") == before
     assert [b for b in range(6) if ledger.get("s", b) is None] == [3]
+
+
+class KilledWorker(Exception):  # noqa: N818  # the name of distributed's
+    pass
+
+
+class _MortalCrew(_Crew):
+    """One worker that takes up to six batches, and dies with all of them where one of them is deadly."""
+
+    def __init__(self, deadly: Collection[int]) -> None:
+        super().__init__([0.0], frozen=())
+        self.deadly = deadly
+        self.held: list[tuple[int, _Handle]] = []
+        self.deaths: list[set[int]] = []
+        self.seen = 0
+        self.waves: Waves
+
+    def room(self) -> int:
+        everything_is_here = len(self.held) == self.waves.in_flight and self.seen == len(self.asked)
+        self.seen = len(self.asked)
+        if everything_is_here:
+            held, self.held = self.held, []
+            batches = {batch for batch, _ in held}
+            if is_dead := not batches.isdisjoint(self.deadly):
+                self.deaths.append(batches)
+            for batch, handle in held:
+                if is_dead:
+                    handle.set_exception(KilledWorker(f"{batch}"))
+                else:
+                    handle.set_result({"batch": batch})
+        return 6
+
+    def submit(self, work: Any, batch: int, avoid: Collection[str] = ()) -> _Handle:
+        assert callable(work)
+        self.asked.append((batch, frozenset(avoid)))
+        self.held.append((batch, _Handle(f"{batch}-{len(self.asked)}")))
+        return self.held[-1][1]
+
+
+@pytest.mark.parametrize("deadly", [{3}, {0, 5}, {17}, {6, 7, 8, 9}])
+def test_only_what_kills_a_worker_fails_however_often_others_were_there(deadly: set[int]) -> None:
+    crew = _MortalCrew(deadly)
+    crew.waves = Waves(crew, dict, "s", Deadlines(DeadlinePolicy(tries=4)))  # type: ignore[arg-type]
+    found = dict(crew.waves.run(range(18), lambda: True))
+    assert sorted(found) == list(range(18))
+    assert {batch for batch, record in found.items() if isinstance(record, BlockFailed)} == deadly
+    tried = [batch for batch, _ in crew.asked]
+    assert {tried.count(batch) for batch in deadly} == {4}
+    # No two that were suspected before were ever there together.
+    suspects: set[int] = set()
+    for together in crew.deaths:
+        assert len(together & suspects) <= 1
+        suspects |= together
+
+
+def test_no_suspect_is_tried_while_a_job_is_stopped() -> None:
+    crew = _MortalCrew({2})
+    crew.waves = Waves(crew, dict, "s", Deadlines(POLICY))  # type: ignore[arg-type]
+    found = dict(crew.waves.run(range(18), lambda: not crew.deaths))
+    assert found == {}, "they died together, and are left to whoever resumes"
+    assert crew.waves.in_flight == 0
+    assert len(crew.asked) == 6
 
 
 def test_a_cluster_that_goes_away_is_an_error_with_a_name(tmp_path: Path) -> None:

@@ -3,14 +3,15 @@
 A batch that passes its hard deadline gets a twin on another worker. That is harmless: a block's bytes do not
 depend on who writes them, objects are replaced whole, and a batch's first record stays. A batch that fails is
 tried once by another worker, and a worker that fails what others do gets no more: one node without its disk
-fails a batch in no time, and would have the whole queue.
+fails a batch in no time, and would have the whole queue. Batches whose workers died are tried again one at a
+time: which of those that a worker had killed it is not known, and together they would end as the one does.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
@@ -83,6 +84,9 @@ class Waves:
         self._running: dict[int, _Turn] = {}
         # Of late batches whose twins were faster. Held, so that their workers count as busy and get no more.
         self._late: list[Any] = []
+        # Whose workers died, set aside; and the one of them that has its try, or had the last.
+        self._suspects: deque[int] = deque()
+        self._on_trial: int | None = None
         self._blame: Counter[str] = Counter()
         self._sick: frozenset[str] = frozenset()
         self._looked = clock()
@@ -90,7 +94,7 @@ class Waves:
     @property
     def in_flight(self) -> int:
         """Number of batches that are out."""
-        return len(self._running)
+        return len(self._running) - len(self._suspects)
 
     def run(
         self, todo: Iterable[int], may_go_on: Callable[[], bool]
@@ -107,14 +111,15 @@ class Waves:
         queue = iter(todo)
         try:
             while True:
+                self._try_a_suspect(may_go_on)
                 self._fill(queue, may_go_on)
-                if not self._running:
+                if not self.in_flight:
                     return
                 # Also while no more are handed out: it is here that a lost cluster shows.
                 self._crew.room()
                 if not may_go_on() and self._crew.deserted_seconds() > _DRAIN_SECONDS:
                     text = "%s: nobody is left to do the %d batches in flight"
-                    _LOG.warning(text, self._label, len(self._running))
+                    _LOG.warning(text, self._label, self.in_flight)
                     return
                 # One at a time: whoever takes it may be slow, and workers would wait for those behind it.
                 if (answer := self._answer()) is not None:
@@ -125,12 +130,22 @@ class Waves:
 
     def _fill(self, queue: Iterator[int], may_go_on: Callable[[], bool]) -> None:
         """Hand out as many batches as the crew has room for."""
-        while may_go_on() and len(self._running) < self._crew.room():
+        while may_go_on() and self.in_flight < self._crew.room():
             batch = next(queue, None)
             if batch is None:
                 return
             self._running[batch] = _Turn(self._clock())
             self._hand_out(batch)
+
+    def _try_a_suspect(self, may_go_on: Callable[[], bool]) -> None:
+        """Hand out one of the batches whose workers died, once the one before has its outcome."""
+        is_out = self._on_trial in self._running and self._on_trial not in self._suspects
+        if is_out or not self._suspects or not may_go_on():
+            return
+        self._on_trial = self._suspects.popleft()
+        turn = self._running[self._on_trial]
+        turn.since, turn.warned = self._clock(), False
+        self._hand_out(self._on_trial, frozenset(turn.seen_on))
 
     def _hand_out(self, batch: int, avoid: frozenset[str] = frozenset()) -> bool:
         handle = self._crew.submit(self._work, batch, avoid | self._sick)
@@ -164,7 +179,7 @@ class Waves:
                     return
                 error = self._given_up(batch, turn, "its record does not come")
         if type(error).__name__ == "KilledWorker":
-            if turn.handles or self._again(batch, turn, f"{error}"):
+            if turn.handles or self._set_aside(batch, turn, f"{error}"):
                 return
             error = BlockFailed(
                 "a batch whose workers died",
@@ -193,6 +208,15 @@ class Waves:
         _LOG.warning("%s: batch %d %s: %s", self._label, batch, now, why)
         return True
 
+    def _set_aside(self, batch: int, turn: _Turn, why: str) -> bool:
+        """Keep a batch whose worker died until it can be tried without others like it, if it may be."""
+        if turn.tries >= self._deadlines.policy.tries:
+            return False
+        turn.tries += 1
+        self._suspects.append(batch)
+        _LOG.warning("%s: batch %d is tried again, apart from others like it: %s", self._label, batch, why)
+        return True
+
     def _elsewhere(self, batch: int, turn: _Turn, worker: str, error: BaseException | None) -> bool:
         """Hand a batch that failed on a worker to another, once: it may be the worker's fault."""
         avoid = frozenset({worker, *turn.seen_on}) | self._sick
@@ -219,7 +243,8 @@ class Waves:
             return
         self._looked = now
         soft = self._deadlines.soft_seconds()
-        late = {b: t for b, t in self._running.items() if now - t.since > self._first_limit(t, soft)}
+        out = {b: t for b, t in self._running.items() if b not in self._suspects}
+        late = {b: t for b, t in out.items() if now - t.since > self._first_limit(t, soft)}
         if not late:
             return
         places = self._crew.places()

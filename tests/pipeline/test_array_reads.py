@@ -162,6 +162,25 @@ def test_drawn_patches_take_no_more_than_chance_allows(tmp_path):
     assert stated < stored.reading_anywhere((32, 32), 256, 1).gets
 
 
+@pytest.mark.parametrize("shards", [None, (1, 8, 12)])
+@pytest.mark.parametrize("extents", [(1, 5, 3), (1, 4, 12), (2, 1, 1), (3, 21, 15)])
+def test_boxes_read_chunk_by_chunk_take_what_is_stated(tmp_path, shards, extents):
+    write(tmp_path, (3, 24, 22), (1, 4, 6), shards)
+    image = opened(tmp_path, (3, 24, 22))[:, 3:, 2:17]
+    stored = StoredImage.of(reader_of(image))
+    # All the boxes that there are, those that begin in the same chunk as one.
+    chunks: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    for origin in np.ndindex(*(n - e + 1 for n, e in zip(image.shape, extents, strict=True))):
+        chunk = tuple(np.add(origin, (0, 3, 2)) // (1, 4, 6))
+        chunks.setdefault(chunk, []).append(origin)
+    boxes = [
+        Box(tuple(np.min(some, axis=0)), tuple(np.max(some, axis=0) + extents)) for some in chunks.values()
+    ]
+    found, stated = stored.reading_boxes(boxes, 1).gets, stored.reading_by_chunk(extents, 1).gets
+    assert found <= stated
+    assert shards is not None or found == stated
+
+
 def test_negative_control_a_halo_that_is_left_out_is_missed(tmp_path):
     write(tmp_path, (24, 24), (4, 4), None)
     reader = reader_of(opened(tmp_path, (24, 24)))

@@ -19,6 +19,7 @@ from denoizarr.stores.images import open_image
 from denoizarr.training import patch_stream as module
 from denoizarr.training import portion_sources, portions
 from denoizarr.training.patch_stream import PatchStream, validation_patches
+from denoizarr.training.portions import cutter_of, pieces_by_chunk
 
 
 def noise(shape, dtype="uint16"):
@@ -485,6 +486,41 @@ def test_validation_patches_are_fixed_and_empty_where_nothing_is_held_out():
     first, second = (validation_patches(image, index, 9, seed=4) for _ in range(2))
     np.testing.assert_array_equal(first[0], second[0])
     assert len(first[0]) == 9
+
+
+def test_validation_patches_of_several_images_come_with_their_targets():
+    values = [noise((3, 48, 50)), noise((2, 60, 41)) + 7]
+    chunked = [{"z": 2, "y": 16, "x": 20}, {"z": 1, "y": 9, "x": 41}]
+    images = [
+        xr.DataArray(v, dims=("z", "y", "x")).chunk(c)[:, 3:] for v, c in zip(values, chunked, strict=True)
+    ]
+    index = build_index(images, (5, 6))
+    patches, origins, targets = validation_patches(images, index, 80, target=[i + 1 for i in images])
+    assert len(patches) == 80
+    assert set(origins[:, 0]) == {0, 1}
+    for patch, target, (number, z, y, x) in zip(patches, targets, origins, strict=True):
+        expected = values[number][z, y + 3 : y + 8, x : x + 6]
+        np.testing.assert_array_equal(patch[0], expected)
+        np.testing.assert_array_equal(target[0], expected + 1)
+
+
+@pytest.mark.parametrize(("first", "n"), [(0, 60), (5, 60), (16, 7), (37, 1), (3, 0)])
+def test_patches_that_begin_in_one_chunk_are_one_piece(stored, first, n):
+    _, image = stored
+    images = [image[1:, first:], image[:, :, first:]]
+    cutter = cutter_of(images, build_index(images, 4), None)
+    rng = np.random.default_rng(n)
+    numbers, origins = rng.integers(0, 2, n), rng.integers(0, (4, 50, 80), (n, 3))
+    pieces = pieces_by_chunk(cutter, numbers, origins)
+    assert sorted(row for piece in pieces for row in piece.rows) == list(range(n))
+    found = set()
+    for piece in pieces:
+        np.testing.assert_array_equal(piece.origins, origins[piece.rows])
+        assert set(numbers[piece.rows]) == {piece.image}
+        stored_at = piece.origins + [(1, first, 0), (0, 0, first)][piece.image]
+        (begins_in,) = np.unique(stored_at // [2, 16, 16], axis=0).tolist()
+        found.add((piece.image, *begins_in))
+    assert len(found) == len(pieces)
 
 
 def test_requests_that_cannot_be_are_refused():

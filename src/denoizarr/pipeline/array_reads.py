@@ -309,6 +309,26 @@ class StoredImage:
         )
         return self.array.at_most(chunks, shards, readers)
 
+    def reading_by_chunk(self, extents: Sequence[int], readers: int = 0) -> Requests:
+        """Return the most that boxes of these extents take, however many they are and wherever they lie.
+
+        Of those that begin in one chunk, the smallest box that holds them is read.
+        """
+        if self.array is None:
+            return NONE
+        sums = []
+        for axis, extent, size, offset in zip(
+            self.array.axes, extents, self.shape, self.offset, strict=False
+        ):
+            whole = min(extent, size)
+            last = offset + size - whole  # that a box may begin at
+            chunks = np.arange(offset // axis.chunk, last // axis.chunk + 1, dtype=np.int64)
+            starts = np.maximum(chunks * axis.chunk, offset)
+            stops = np.minimum((chunks + 1) * axis.chunk - 1, last) + whole
+            sums.append(axis.touched(starts, stops)[:2].sum(axis=1))
+        n_chunks, n_shards = (prod(int(of[kind]) for of in sums) for kind in (0, 1))
+        return self.array.at_most(n_chunks, n_shards, readers)
+
     def reading_anywhere(self, extents: Sequence[int], times: int, readers: int = 0) -> Requests:
         """Return the most that so many boxes of these extents take, wherever they lie."""
         if self.array is None:

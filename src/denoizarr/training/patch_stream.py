@@ -29,7 +29,7 @@ from .block_layout import BlockWeights
 from .epoch_pass import Counts, EpochPass, batches_of
 from .epoch_plan import EpochPlan
 from .portion_sources import ClusterSource, PortionSource, ThreadSource
-from .portions import Images, Piece, Portion, PortionRequest, cutter_of, request_of
+from .portions import Images, Portion, PortionRequest, cutter_of, pieces_by_chunk, request_of
 
 Item: TypeAlias = dict[str, torch.Tensor]
 _DEFAULT_PATCHES = 4096
@@ -373,10 +373,7 @@ def validation_patches(
     else:
         drawn = np.empty((0, len(index.dims) + several), np.int64)
     numbers = drawn[:, 0] if several else np.zeros(len(drawn), np.int64)
-    # One piece per patch: they may lie anywhere, and a box around several would be the whole image.
-    pieces = tuple(
-        Piece(int(number), origin[None], np.array([row]))
-        for row, (number, origin) in enumerate(zip(numbers, drawn[:, int(several) :], strict=True))
-    )
-    portion, _ = cutter.cut(PortionRequest(0, len(drawn), pieces), np.dtype(np.float32))
+    pieces = pieces_by_chunk(cutter, numbers, drawn[:, int(several) :])
+    with closing(ThreadSource(cutter)) as source:
+        portion, _ = source.begin(PortionRequest(0, len(drawn), pieces)).result()
     return portion.patches, drawn, portion.targets

@@ -110,6 +110,27 @@ def request_of(plan: EpochPlan, group: Group, first: int, stop: int) -> PortionR
     return PortionRequest(group.before + begin, end - begin, tuple(pieces))
 
 
+def pieces_by_chunk(cutter: Cutter, images: Integers, origins: Integers) -> tuple[Piece, ...]:
+    """Return patches from anywhere as pieces: those that begin in one chunk are read together.
+
+    Parameters
+    ----------
+    cutter : Cutter
+    images : int64 array (n,)
+        Number of each patch's image.
+    origins : int64 array (n, dims)
+    """
+    if not len(origins):
+        return ()
+    grids = cutter.grids
+    chunks, offsets = (np.array([getattr(grid, name) for grid in grids]) for name in ("chunks", "offset"))
+    begins_in = np.column_stack([images, (origins + offsets[images]) // chunks[images]])
+    _, which = np.unique(begins_in, axis=0, return_inverse=True)
+    order = np.argsort(which, kind="stable")
+    rows_of = np.split(order, np.flatnonzero(np.diff(which[order])) + 1)
+    return tuple(Piece(int(images[rows[0]]), origins[rows], rows) for rows in rows_of)
+
+
 @dataclass(frozen=True, slots=True)
 class Cutter:
     """Cuts patches out of images; travels to a worker as the images' sources.

@@ -18,6 +18,7 @@ from distributed import Client, LocalCluster
 
 from denoizarr.engine.cluster import ClusterSettings, open_client
 from denoizarr.engine.deadlines import DeadlinePolicy, Deadlines
+from denoizarr.engine.failures import Failures
 from denoizarr.engine.ledger import Ledger
 from denoizarr.engine.runner import Step, run_step
 from denoizarr.engine.waves import Waves
@@ -67,6 +68,9 @@ class _Crew:
         self.unassigned: set[str] = set()
 
     def room(self) -> int:
+        return 3
+
+    def workers(self) -> int:
         return 3
 
     def deserted_seconds(self) -> float:
@@ -245,57 +249,77 @@ class KilledWorker(Exception):  # noqa: N818  # the name of distributed's
 
 
 class _MortalCrew(_Crew):
-    """One worker that takes up to six batches, and dies with all of them where one of them is deadly."""
+    """Workers that share what is out, and die with all that they have where one of them is deadly."""
 
-    def __init__(self, deadly: Collection[int]) -> None:
+    def __init__(self, deadly: Collection[int], room: int, workers: int = 1) -> None:
         super().__init__([0.0], frozen=())
-        self.deadly = deadly
+        self.deadly, self.n_room, self.n_workers = deadly, room, workers
         self.held: list[tuple[int, _Handle]] = []
         self.deaths: list[set[int]] = []
         self.seen = 0
-        self.waves: Waves
+        self.waves = Waves(self, dict, "s", Deadlines(POLICY), look_seconds=0.05)  # type: ignore[arg-type]
+
+    def workers(self) -> int:
+        return self.n_workers
 
     def room(self) -> int:
+        """Also do what is out, once nothing was handed out since the last time and nothing is on its way."""
         everything_is_here = len(self.held) == self.waves.in_flight and self.seen == len(self.asked)
         self.seen = len(self.asked)
         if everything_is_here:
             held, self.held = self.held, []
-            batches = {batch for batch, _ in held}
-            if is_dead := not batches.isdisjoint(self.deadly):
-                self.deaths.append(batches)
-            for batch, handle in held:
-                if is_dead:
-                    handle.set_exception(KilledWorker(f"{batch}"))
-                else:
-                    handle.set_result({"batch": batch})
-        return 6
+            for number in range(self.n_workers):
+                self.work_off(held[number :: self.n_workers])
+        return self.n_room
+
+    def work_off(self, mine: list[tuple[int, _Handle]]) -> None:
+        batches = {batch for batch, _ in mine}
+        if is_dead := not batches.isdisjoint(self.deadly):
+            self.deaths.append(batches)
+        for batch, handle in mine:
+            if is_dead:
+                handle.set_exception(KilledWorker(f"{batch}"))
+            else:
+                handle.set_result({"batch": batch})
 
     def submit(self, work: Any, batch: int, avoid: Collection[str] = ()) -> _Handle:
         assert callable(work)
+        assert len(self.held) < self.n_room
         self.asked.append((batch, frozenset(avoid)))
         self.held.append((batch, _Handle(f"{batch}-{len(self.asked)}")))
         return self.held[-1][1]
 
 
-@pytest.mark.parametrize("deadly", [{3}, {0, 5}, {17}, {6, 7, 8, 9}])
-def test_only_what_kills_a_worker_fails_however_often_others_were_there(deadly: set[int]) -> None:
-    crew = _MortalCrew(deadly)
-    crew.waves = Waves(crew, dict, "s", Deadlines(DeadlinePolicy(tries=4)))  # type: ignore[arg-type]
-    found = dict(crew.waves.run(range(18), lambda: True))
-    assert sorted(found) == list(range(18))
+@pytest.mark.parametrize(("room", "workers"), [(2, 1), (6, 1), (8, 2), (16, 8)])
+@pytest.mark.parametrize("deadly", [{3}, {0, 5}, {59}, {6, 7, 8, 9}, set(range(1, 47)), set()])
+def test_only_what_kills_its_workers_fails(deadly: set[int], room: int, workers: int) -> None:
+    crew = _MortalCrew(deadly, room, workers)
+    found = dict(crew.waves.run(range(60), lambda: True))
+    assert sorted(found) == list(range(60))
     assert {batch for batch, record in found.items() if isinstance(record, BlockFailed)} == deadly
     tried = [batch for batch, _ in crew.asked]
-    assert {tried.count(batch) for batch in deadly} == {4}
-    # No two that were suspected before were ever there together.
+    assert {tried.count(batch) for batch in deadly} <= {POLICY.tries}
+    # Whoever has killed a worker before is alone with the next.
     suspects: set[int] = set()
     for together in crew.deaths:
-        assert len(together & suspects) <= 1
+        assert together.isdisjoint(suspects) or len(together) == 1
         suspects |= together
 
 
+@pytest.mark.parametrize(("room", "workers", "most"), [(16, 1, 60), (128, 64, 330)])
+def test_a_step_that_kills_all_its_workers_is_given_up_soon(room: int, workers: int, most: int) -> None:
+    crew = _MortalCrew(range(10_000), room, workers)
+    failures = Failures("s", "s", 10_000)
+    for batch, error in crew.waves.run(range(10_000), lambda: not failures.are_hopeless):
+        assert isinstance(error, BlockFailed)
+        failures.add(batch, error)
+    assert failures.are_hopeless
+    assert len(crew.deaths) <= most
+    assert len({batch for batch, _ in crew.asked}) <= 2 * room
+
+
 def test_no_suspect_is_tried_while_a_job_is_stopped() -> None:
-    crew = _MortalCrew({2})
-    crew.waves = Waves(crew, dict, "s", Deadlines(POLICY))  # type: ignore[arg-type]
+    crew = _MortalCrew({2}, 6)
     found = dict(crew.waves.run(range(18), lambda: not crew.deaths))
     assert found == {}, "they died together, and are left to whoever resumes"
     assert crew.waves.in_flight == 0

@@ -153,7 +153,7 @@ def test_an_epoch_is_a_function_of_seed_and_epoch(n):
     ],
 )
 def test_a_block_is_cut_to_a_bearable_size(shape, chunks, voxel_bytes, thickness, wide, monkeypatch):
-    monkeypatch.setattr(block_layout, "_BLOCK_BYTES", 256 * 2**20)
+    monkeypatch.setattr(block_layout, "BLOCK_BYTES", 256 * 2**20)
     assert block_layout.block_extent(shape, chunks, (64, 64), voxel_bytes) == (thickness, wide)
 
 
@@ -169,7 +169,7 @@ def test_thin_blocks_never_reach_into_a_second_chunk(size, chunk, thickness):
 def test_huge_chunks_give_small_blocks_and_every_patch_is_still_possible(monkeypatch):
     shape, chunks = (7, 96, 128), (7, 32, 64)
     index = build_index(np.zeros(shape, np.uint8), 8)
-    monkeypatch.setattr(block_layout, "_BLOCK_BYTES", 6000)
+    monkeypatch.setattr(block_layout, "BLOCK_BYTES", 6000)
     seen = np.zeros((shape[1], shape[2]), bool)
     for epoch in range(40):
         plan = EpochPlan(index, [grid(chunks)], 400, 5, epoch, 4)

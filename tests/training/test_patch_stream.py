@@ -1,6 +1,9 @@
+import itertools
+import os
 import pickle
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,14 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from denoizarr.errors import BadRequest, EmptyIndex
+from denoizarr.errors import BadRequest, CorruptChunk, EmptyIndex
 from denoizarr.selection.filters import MaxPatchFilter
 from denoizarr.selection.index_builder import build_index
 from denoizarr.stores.images import open_image
 from denoizarr.training import patch_stream as module
 from denoizarr.training import portion_sources, portions
 from denoizarr.training.patch_stream import PatchStream, validation_patches
-from denoizarr.training.portions import cutter_of, pieces_by_chunk
+from denoizarr.training.portion_sources import READING_THREADS
+from denoizarr.training.portions import Cutter, cutter_of, pieces_by_chunk
 
 
 def noise(shape, dtype="uint16"):
@@ -505,10 +509,18 @@ def test_validation_patches_of_several_images_come_with_their_targets():
 
 
 @pytest.mark.parametrize(("first", "n"), [(0, 60), (5, 60), (16, 7), (37, 1), (3, 0)])
-def test_patches_that_begin_in_one_chunk_are_one_piece(stored, first, n):
-    _, image = stored
-    images = [image[1:, first:], image[:, :, first:]]
-    cutter = cutter_of(images, build_index(images, 4), None)
+@pytest.mark.parametrize("target_chunks", [None, (1, 4, 4), (6, 96, 50), (2, 12, 16)])
+def test_patches_that_begin_in_one_chunk_are_one_piece(stored, tmp_path, target_chunks, first, n):
+    values, image = stored
+    images, grids = [image[1:, first:], image[:, :, first:]], [(2, 16, 16)]
+    targets = None
+    if target_chunks is not None:
+        path = str(tmp_path / "target.zarr")
+        zarr.create_array(path, shape=values.shape, chunks=target_chunks, dtype="u2")
+        target = open_image(path, axes="zyx")
+        targets = [target[1:, first:], target[:, :, first:]]
+        grids.append(target_chunks)
+    cutter = cutter_of(images, build_index(images, 4), targets)
     rng = np.random.default_rng(n)
     numbers, origins = rng.integers(0, 2, n), rng.integers(0, (4, 50, 80), (n, 3))
     pieces = pieces_by_chunk(cutter, numbers, origins)
@@ -518,9 +530,46 @@ def test_patches_that_begin_in_one_chunk_are_one_piece(stored, first, n):
         np.testing.assert_array_equal(piece.origins, origins[piece.rows])
         assert set(numbers[piece.rows]) == {piece.image}
         stored_at = piece.origins + [(1, first, 0), (0, 0, first)][piece.image]
-        (begins_in,) = np.unique(stored_at // [2, 16, 16], axis=0).tolist()
+        (begins_in,) = np.unique(np.hstack([stored_at // grid for grid in grids]), axis=0).tolist()
         found.add((piece.image, *begins_in))
     assert len(found) == len(pieces)
+
+
+def test_a_box_that_outweighs_a_block_is_not_read_for_a_few_patches(stored, monkeypatch):
+    _, image = stored
+    cutter = cutter_of(image, build_index(image, 4), None)
+    origins = np.array([(0, 0, 0), (0, 1, 1), (1, 10, 10)])
+    assert len(pieces_by_chunk(cutter, np.zeros(3, np.int64), origins)) == 1
+    monkeypatch.setattr(portions, "BLOCK_BYTES", 2 * 19 * 19 * 2 - 1)
+    assert len(pieces_by_chunk(cutter, np.zeros(3, np.int64), origins)) == 3
+
+
+def test_held_out_patches_are_read_side_by_side(stored, monkeypatch):
+    if min(READING_THREADS, os.cpu_count()) < 2:
+        pytest.skip("one thread")
+    _, image = stored
+    together, calls, fill = threading.Barrier(2, timeout=20), itertools.count(), Cutter.fill
+
+    def meeting(self, portion, piece):
+        if next(calls) < 2:
+            together.wait()
+        return fill(self, portion, piece)
+
+    monkeypatch.setattr(Cutter, "fill", meeting)
+    assert len(validation_patches(image, build_index(image, 16), 40)[0]) == 40
+    assert next(calls) > 2
+
+
+def test_an_error_of_a_held_out_patch_is_raised_and_leaves_no_thread(stored, monkeypatch):
+    _, image = stored
+
+    def failing(self, portion, piece):
+        raise CorruptChunk("a chunk cannot be decoded", where="here")
+
+    monkeypatch.setattr(Cutter, "fill", failing)
+    with pytest.raises(CorruptChunk, match="here"):
+        validation_patches(image, build_index(image, 16), 40)
+    assert not [t for t in threading.enumerate() if t.name.startswith("patch-stream")]
 
 
 def test_requests_that_cannot_be_are_refused():

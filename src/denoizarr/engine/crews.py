@@ -69,6 +69,10 @@ class Threads:
         """Return how many batches to hand out at a time."""
         return self._count
 
+    def workers(self) -> int:
+        """Return 1: they live and die together."""
+        return 1
+
     def deserted_seconds(self) -> float:
         """Return 0: they are here."""
         return 0.0
@@ -213,6 +217,16 @@ class Workers:
             )
         self._room = _IN_FLIGHT_PER_WORKER * max(sum(threads.values()), 1)
         return self._room
+
+    def workers(self) -> int:
+        """Return how many workers there are now, 1 where there are none: those that died may be back, or not.
+
+        Raises
+        ------
+        ClusterLost
+            The scheduler does not answer.
+        """
+        return max(len(self._slots()), 1)
 
     def submit(self, work: Work, batch: int, avoid: Collection[str] = ()) -> Any:
         """Hand a batch out, to none of the workers to avoid unless they are all there are."""

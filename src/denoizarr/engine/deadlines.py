@@ -21,7 +21,8 @@ class DeadlinePolicy:
         The hard limit until ``few`` batches have ended. There is no soft one then.
     few : int
     tries : int
-        Passed hard limits after which a batch is given up; each is twice as long as the one before.
+        Passed hard limits, each twice as long as the one before, or tries in which its workers died, after
+        which a batch is given up.
     """
 
     soft_factor: float = 4.0

@@ -3,8 +3,11 @@
 A batch that passes its hard deadline gets a twin on another worker. That is harmless: a block's bytes do not
 depend on who writes them, objects are replaced whole, and a batch's first record stays. A batch that fails is
 tried once by another worker, and a worker that fails what others do gets no more: one node without its disk
-fails a batch in no time, and would have the whole queue. Batches whose workers died are tried again one at a
-time: which of those that a worker had killed it is not known, and together they would end as the one does.
+fails a batch in no time, and would have the whole queue.
+
+Which of the batches that a dead worker had killed it is not known, and together they would all end as the one
+does. They are set aside, and tried again apart from each other, one on each worker, once nothing else is out:
+when the queue has ended, or when they are so many that something is wrong with more than one of them.
 """
 
 from __future__ import annotations
@@ -45,6 +48,10 @@ class _Turn:
     seen_on: set[str] = field(default_factory=set)
     failed_on: str | None = None
 
+    def begin(self, now: float) -> None:
+        """Give it its time anew."""
+        self.since, self.warned = now, False
+
 
 class Waves:
     """The batches of one step on their way through a crew.
@@ -84,16 +91,16 @@ class Waves:
         self._running: dict[int, _Turn] = {}
         # Of late batches whose twins were faster. Held, so that their workers count as busy and get no more.
         self._late: list[Any] = []
-        # Whose workers died, set aside; and the one of them that has its try, or had the last.
+        # Whose workers died: set aside, and those of them that have another try.
         self._suspects: deque[int] = deque()
-        self._on_trial: int | None = None
+        self._on_trial: set[int] = set()
         self._blame: Counter[str] = Counter()
         self._sick: frozenset[str] = frozenset()
         self._looked = clock()
 
     @property
     def in_flight(self) -> int:
-        """Number of batches that are out."""
+        """Number of batches that are out; those that are set aside are not."""
         return len(self._running) - len(self._suspects)
 
     def run(
@@ -106,12 +113,11 @@ class Waves:
         todo : iterable of int
         may_go_on : callable
             Asked before each batch. Once it says no, those that are out are waited for and no more follow;
-            where nobody is left to do them, they are left.
+            where nobody is left to do them, they are left, and so are those that were set aside.
         """
         queue = iter(todo)
         try:
             while True:
-                self._try_a_suspect(may_go_on)
                 self._fill(queue, may_go_on)
                 if not self.in_flight:
                     return
@@ -130,22 +136,23 @@ class Waves:
 
     def _fill(self, queue: Iterator[int], may_go_on: Callable[[], bool]) -> None:
         """Hand out as many batches as the crew has room for."""
-        while may_go_on() and self.in_flight < self._crew.room():
-            batch = next(queue, None)
-            if batch is None:
-                return
-            self._running[batch] = _Turn(self._clock())
-            self._hand_out(batch)
-
-    def _try_a_suspect(self, may_go_on: Callable[[], bool]) -> None:
-        """Hand out one of the batches whose workers died, once the one before has its outcome."""
-        is_out = self._on_trial in self._running and self._on_trial not in self._suspects
-        if is_out or not self._suspects or not may_go_on():
-            return
-        self._on_trial = self._suspects.popleft()
-        turn = self._running[self._on_trial]
-        turn.since, turn.warned = self._clock(), False
-        self._hand_out(self._on_trial, frozenset(turn.seen_on))
+        while may_go_on():
+            room = self._crew.room()
+            # Nothing else is out, because the queue has ended or there are too many of them to go on.
+            if self._suspects and self.in_flight == len(self._on_trial):
+                if self.in_flight >= self._crew.workers():
+                    return
+                batch = self._suspects.popleft()
+                self._on_trial.add(batch)
+                self._running[batch].begin(self._clock())
+            else:
+                is_enough = self._on_trial or 2 * len(self._suspects) >= room
+                fresh = None if is_enough or len(self._running) >= room else next(queue, None)
+                if fresh is None:
+                    return
+                batch = fresh
+                self._running[batch] = _Turn(self._clock())
+            self._hand_out(batch, frozenset(self._running[batch].seen_on))
 
     def _hand_out(self, batch: int, avoid: frozenset[str] = frozenset()) -> bool:
         handle = self._crew.submit(self._work, batch, avoid | self._sick)
@@ -192,6 +199,7 @@ class Waves:
         if worker is not None and self._elsewhere(batch, turn, worker, error):
             return
         self._running.pop(batch, None)
+        self._on_trial.discard(batch)
         self._late += turn.handles
         if error is None:
             self._deadlines.add(self._clock() - turn.since)
@@ -202,19 +210,25 @@ class Waves:
         """Hand a batch out once more, if it may be."""
         if turn.tries >= self._deadlines.policy.tries:
             return False
-        turn.tries, turn.since, turn.warned = turn.tries + 1, self._clock(), False
+        turn.tries += 1
+        turn.begin(self._clock())
         is_out = self._hand_out(batch, frozenset(turn.seen_on))
         now = "is handed out again" if is_out else "gets more time"
         _LOG.warning("%s: batch %d %s: %s", self._label, batch, now, why)
         return True
 
     def _set_aside(self, batch: int, turn: _Turn, why: str) -> bool:
-        """Keep a batch whose worker died until it can be tried without others like it, if it may be."""
+        """Keep a batch whose worker died until it can be tried apart from others, if it may be."""
         if turn.tries >= self._deadlines.policy.tries:
             return False
         turn.tries += 1
-        self._suspects.append(batch)
-        _LOG.warning("%s: batch %d is tried again, apart from others like it: %s", self._label, batch, why)
+        if batch in self._on_trial:
+            # At the head, so that a step that kills all its workers has its first failures soon.
+            self._on_trial.remove(batch)
+            self._suspects.appendleft(batch)
+        else:
+            self._suspects.append(batch)
+        _LOG.warning("%s: batch %d is tried again, apart from others: %s", self._label, batch, why)
         return True
 
     def _elsewhere(self, batch: int, turn: _Turn, worker: str, error: BaseException | None) -> bool:
@@ -222,7 +236,8 @@ class Waves:
         avoid = frozenset({worker, *turn.seen_on}) | self._sick
         if turn.failed_on is not None or not self._crew.has_others(avoid):
             return False
-        turn.failed_on, turn.since, turn.warned = worker, self._clock(), False
+        turn.failed_on = worker
+        turn.begin(self._clock())
         _LOG.info("%s: batch %d failed on %s, another worker tries: %s", self._label, batch, worker, error)
         return self._hand_out(batch, avoid)
 
@@ -243,7 +258,7 @@ class Waves:
             return
         self._looked = now
         soft = self._deadlines.soft_seconds()
-        out = {b: t for b, t in self._running.items() if b not in self._suspects}
+        out = {b: t for b, t in self._running.items() if t.handles}
         late = {b: t for b, t in out.items() if now - t.since > self._first_limit(t, soft)}
         if not late:
             return
@@ -274,6 +289,7 @@ class Waves:
 
     def _given_up(self, batch: int, turn: _Turn, why: str) -> BaseException:
         del self._running[batch]
+        self._on_trial.discard(batch)
         self._late += turn.handles
         self._crew.replace_one()
         return BlockFailed(

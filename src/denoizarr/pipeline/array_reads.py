@@ -168,9 +168,14 @@ class StoredArray:
         within = readers * self._all_complete
         return self._of(times * chunks, times * shards, times * covered, times * shards, within)
 
-    def at_most(self, chunks: int, shards: int, readers: int = 0) -> Requests:
-        """Return the most that it takes to touch so many chunks in so many shards, each box by itself."""
-        return self._of(chunks, shards, 0, shards, readers * self._all_complete)
+    def at_most(self, chunks: int, shards: int, readers: int = 0, complete: int | None = None) -> Requests:
+        """Return the most that it takes to touch so many chunks in so many shards, each box by itself.
+
+        Of ``complete`` shards among them the index may be remembered; where that is not said, of all or none.
+        """
+        if complete is None:
+            complete = shards if self._all_complete == self.n_objects else 0
+        return self._of(chunks, shards, 0, complete, readers * self._all_complete)
 
     @property
     def _all_complete(self) -> int:
@@ -282,11 +287,14 @@ class StoredImage:
         chunks, shards = (prod(int(of[kind]) for of in most) for kind in (0, 1))
         return self.array.at_most(times * chunks, times * shards, readers)
 
-    def reading_of_draws(self, extents: Sequence[int], times: int, readers: int = 0) -> Requests:
+    def reading_of_draws(
+        self, extents: Sequence[int], times: int, readers: int = 0, factor: float = 1.0
+    ) -> Requests:
         """Return what so many boxes take that are drawn within half their extent of a cell each.
 
         Whatever the cells: of the cell that crosses most borders, the mean of all that may be drawn for it,
-        and so much more that chance exceeds it once in a thousand million (Hoeffding's inequality).
+        and so much more that chance exceeds it once in a thousand million (Hoeffding's inequality). All of it
+        ``factor`` times.
         """
         if self.array is None:
             return NONE
@@ -304,7 +312,7 @@ class StoredImage:
                 worst[kind] *= int(found[kind].max())
         by_chance = sqrt(times * _ONCE_IN / 2)
         chunks, shards = (
-            min(times * most, ceil(times * mean + by_chance * (most - 1)))
+            ceil(factor * min(times * most, times * mean + by_chance * (most - 1)))
             for mean, most in zip(means, worst, strict=True)
         )
         return self.array.at_most(chunks, shards, readers)
@@ -325,9 +333,15 @@ class StoredImage:
             chunks = np.arange(offset // axis.chunk, last // axis.chunk + 1, dtype=np.int64)
             starts = np.maximum(chunks * axis.chunk, offset)
             stops = np.minimum((chunks + 1) * axis.chunk - 1, last) + whole
-            sums.append(axis.touched(starts, stops)[:2].sum(axis=1))
-        n_chunks, n_shards = (prod(int(of[kind]) for of in sums) for kind in (0, 1))
-        return self.array.at_most(n_chunks, n_shards, readers)
+            sums.append(axis.touched(starts, stops).sum(axis=1))
+        n_chunks, n_shards, _, complete = (prod(int(of[kind]) for of in sums) for kind in range(4))
+        # Axes that the image does not have lie in one shard, which may be the incomplete one.
+        ends = self._fixed()
+        complete *= prod(
+            int(axis.touched(*pair)[3, 0])
+            for axis, pair in zip(self.array.axes[len(sums) :], ends, strict=True)
+        )
+        return self.array.at_most(n_chunks, n_shards, readers, complete)
 
     def reading_anywhere(self, extents: Sequence[int], times: int, readers: int = 0) -> Requests:
         """Return the most that so many boxes of these extents take, wherever they lie."""

@@ -21,7 +21,7 @@ from denoizarr.training.epoch_plan import patches_per_visit
 from denoizarr.training.held_out import STATISTICS_PATCHES
 from denoizarr.training.options import TrainingOptions
 from denoizarr.training.portion_sources import READING_THREADS
-from denoizarr.training.portions import channels_of
+from denoizarr.training.portions import are_read_together, channels_of
 
 from .array_reads import StoredImage
 from .requests import ASK, DELETE, LIST_NAMES, NONE, PUT, Requests
@@ -64,8 +64,8 @@ def training_reads(
             measured_patches(options) if options.use_centre and not targets else 0
         )
         held_out = options.validation_patches if options.validation_fraction > 0 else 0
-        total += _patches(some, options, held_out, on_cells=True)
-        total += _patches(some, options, anywhere, on_cells=False)
+        total += _patches(some, options, held_out, on_cells=True, have_targets=bool(targets))
+        total += _patches(some, options, anywhere, on_cells=False, have_targets=bool(targets))
     return total
 
 
@@ -170,20 +170,30 @@ def _visits_of(image: TrainingImage, options: TrainingOptions) -> _Visits:
 
 
 def _patches(
-    images: Sequence[TrainingImage], options: TrainingOptions, times: int, *, on_cells: bool
+    images: Sequence[TrainingImage],
+    options: TrainingOptions,
+    times: int,
+    *,
+    on_cells: bool,
+    have_targets: bool,
 ) -> Requests:
     """Return the most that so many patches take: one by one of the dearest image, or all chunk by chunk."""
-    found, together = [], NONE
-    if not on_cells and len(options.patch_shape) == 3:
-        # Three that each cross one border touch six chunks, and the box that holds them eight.
-        times = ceil_div(4 * times, 3)
+    patch, found, together = options.patch_shape, [], NONE
+    # An image and its target may be cut otherwise, and what begins in one chunk of both is read together.
+    is_by_chunk = not have_targets
     for image in images:
-        sizes = dict(zip(("z", "y", "x")[-len(options.patch_shape) :], options.patch_shape, strict=True))
+        reader, stored = image.reader, image.stored
+        sizes = dict(zip(("z", "y", "x")[-len(patch) :], patch, strict=True))
         extents = [
-            n if dim == "c" else sizes.get(dim, 1)
-            for dim, n in zip(image.reader.dims, image.reader.shape, strict=True)
+            n if dim == "c" else sizes.get(dim, 1) for dim, n in zip(reader.dims, reader.shape, strict=True)
         ]
-        of = image.stored.reading_of_cells if on_cells else image.stored.reading_of_draws
-        found.append(of(extents, times, READING_THREADS))
-        together += image.stored.reading_by_chunk(extents, READING_THREADS)
-    return min(max(found, key=lambda one: one.total, default=NONE), together, key=lambda one: one.total)
+        if on_cells:
+            found.append(stored.reading_of_cells(extents, times, READING_THREADS))
+        else:
+            # In volumes, three that are each cut by one border are read in six chunks, their box in eight.
+            factor = 4 / 3 if len(patch) == 3 else 1.0
+            found.append(stored.reading_of_draws(extents, times, READING_THREADS, factor))
+        together += stored.reading_by_chunk(extents, READING_THREADS)
+        is_by_chunk &= are_read_together(reader, [d for d in reader.dims if d != "c"], patch)
+    one_by_one = max(found, key=lambda one: one.total, default=NONE)
+    return min(one_by_one, together, key=lambda one: one.total) if is_by_chunk else one_by_one

@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 from uuid import uuid4
 from weakref import WeakValueDictionary, finalize
 
-import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
@@ -480,9 +479,9 @@ def reader_of(image: xr.DataArray) -> ImageReader:
     array = image.data if isinstance(image.data, da.Array) else da.from_array(np.asarray(image.data))
 
     def fetch(box: Box) -> Array:
-        # The synchronous scheduler: our own threads and workers are the parallelism.
-        with dask.config.set(scheduler="synchronous"):
-            return np.asarray(array[box.slices].compute())
+        # The synchronous scheduler: our own threads and workers are the parallelism. Not by a setting, which
+        # is the process's, and which threads would put back in another order than they took it.
+        return np.asarray(array[box.slices].compute(scheduler="synchronous"))
 
     return ImageReader(
         fetch,

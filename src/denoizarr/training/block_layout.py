@@ -29,7 +29,8 @@ Integers = NDArray[np.int64]
 _PATCHES_ACROSS = 4
 _CELLS_AT_ONCE = 1 << 20
 _LAYOUTS_KEPT = 32
-_BLOCK_BYTES = 128 * 2**20
+# What is read of an image at a time, at most, where its chunks allow it.
+BLOCK_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +140,10 @@ def block_extent(
 
     for axis, whole in enumerate(thickness):
         others = prod(thickness) // whole * patch_axes_bytes()
-        thickness[axis] = min(max(_BLOCK_BYTES // others, 1), whole)
+        thickness[axis] = min(max(BLOCK_BYTES // others, 1), whole)
     # The longest side first.
     for axis in sorted(range(len(sizes)), key=lambda a: -sizes[a][0]):
-        if prod(thickness) * patch_axes_bytes() > _BLOCK_BYTES:
+        if prod(thickness) * patch_axes_bytes() > BLOCK_BYTES:
             wide[axis] = fewest[axis]
     return tuple(thickness), tuple(wide)
 

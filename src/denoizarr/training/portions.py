@@ -25,7 +25,7 @@ from denoizarr.selection.patch_index import PatchIndex
 from denoizarr.stores.images import ImageLike, as_images, reader_of
 from denoizarr.stores.sources import ImageReader
 
-from .block_layout import ChunkGrid
+from .block_layout import BLOCK_BYTES, ChunkGrid
 from .epoch_plan import EpochPlan, Group
 
 Integers = NDArray[np.int64]
@@ -108,27 +108,6 @@ def request_of(plan: EpochPlan, group: Group, first: int, stop: int) -> PortionR
         rows = np.flatnonzero(visit == number)
         pieces.append(Piece(draws.visits[number].image, origin[rows], rows))
     return PortionRequest(group.before + begin, end - begin, tuple(pieces))
-
-
-def pieces_by_chunk(cutter: Cutter, images: Integers, origins: Integers) -> tuple[Piece, ...]:
-    """Return patches from anywhere as pieces: those that begin in one chunk are read together.
-
-    Parameters
-    ----------
-    cutter : Cutter
-    images : int64 array (n,)
-        Number of each patch's image.
-    origins : int64 array (n, dims)
-    """
-    if not len(origins):
-        return ()
-    grids = cutter.grids
-    chunks, offsets = (np.array([getattr(grid, name) for grid in grids]) for name in ("chunks", "offset"))
-    begins_in = np.column_stack([images, (origins + offsets[images]) // chunks[images]])
-    _, which = np.unique(begins_in, axis=0, return_inverse=True)
-    order = np.argsort(which, kind="stable")
-    rows_of = np.split(order, np.flatnonzero(np.diff(which[order])) + 1)
-    return tuple(Piece(int(images[rows[0]]), origins[rows], rows) for rows in rows_of)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +208,46 @@ class Cutter:
         windows = into.reshape(*into.shape[:2], depth, *self.patch_size[-2:])
         copy_windows(block, places, piece.rows, windows)
         return _read_of(reader, box)
+
+
+def pieces_by_chunk(cutter: Cutter, images: Integers, origins: Integers) -> tuple[Piece, ...]:
+    """Return patches from anywhere as pieces: those that begin in one chunk are read together.
+
+    In one of the image and one of its target, where there are targets.
+
+    Parameters
+    ----------
+    cutter : Cutter
+    images : int64 array (n,)
+        Number of each patch's image.
+    origins : int64 array (n, dims)
+    """
+    if not len(origins):
+        return ()
+    begins_in = [images[:, None]]
+    for readers in (cutter.readers, cutter.targets or {}):
+        grids = [_chunk_grid(reader, cutter.dims) for reader in readers.values()]
+        steps = [
+            grid.chunks
+            if are_read_together(reader, cutter.dims, cutter.patch_size)
+            else (1,) * len(cutter.dims)
+            for grid, reader in zip(grids, readers.values(), strict=True)
+        ]
+        if grids:
+            offsets = np.array([grid.offset for grid in grids])
+            begins_in.append((origins + offsets[images]) // np.array(steps)[images])
+    _, which = np.unique(np.concatenate(begins_in, axis=1), axis=0, return_inverse=True)
+    order = np.argsort(which, kind="stable")
+    rows_of = np.split(order, np.flatnonzero(np.diff(which[order])) + 1)
+    return tuple(Piece(int(images[rows[0]]), origins[rows], rows) for rows in rows_of)
+
+
+def are_read_together(reader: ImageReader, dims: Sequence[str], patch_size: Sequence[int]) -> bool:
+    """Tell whether the box of all patches that begin in one chunk is no larger than a block may be."""
+    grid, sizes = _chunk_grid(reader, dims), dict(zip(reader.dims, reader.shape, strict=True))
+    extents = (*(1,) * (len(dims) - len(patch_size)), *patch_size)
+    box = (min(c + e - 1, sizes[d]) for d, c, e in zip(dims, grid.chunks, extents, strict=True))
+    return prod(box) * grid.voxel_bytes <= BLOCK_BYTES
 
 
 def cutter_of(image: Images, index: PatchIndex, target: Images | None) -> Cutter:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Collection
 from concurrent.futures import Future
 from pathlib import Path
@@ -256,7 +257,7 @@ class _MortalCrew(_Crew):
         self.deadly, self.n_room, self.n_workers = deadly, room, workers
         self.held: list[tuple[int, _Handle]] = []
         self.deaths: list[set[int]] = []
-        self.seen = 0
+        self.seen, self.until = 0, time.monotonic() + 60
         self.waves = Waves(self, dict, "s", Deadlines(POLICY), look_seconds=0.05)  # type: ignore[arg-type]
 
     def workers(self) -> int:
@@ -264,6 +265,7 @@ class _MortalCrew(_Crew):
 
     def room(self) -> int:
         """Also do what is out, once nothing was handed out since the last time and nothing is on its way."""
+        assert time.monotonic() < self.until, "nothing is handed out and nothing is on its way"
         everything_is_here = len(self.held) == self.waves.in_flight and self.seen == len(self.asked)
         self.seen = len(self.asked)
         if everything_is_here:

@@ -336,11 +336,8 @@ class StoredImage:
             sums.append(axis.touched(starts, stops).sum(axis=1))
         n_chunks, n_shards, _, complete = (prod(int(of[kind]) for of in sums) for kind in range(4))
         # Axes that the image does not have lie in one shard, which may be the incomplete one.
-        ends = self._fixed()
-        complete *= prod(
-            int(axis.touched(*pair)[3, 0])
-            for axis, pair in zip(self.array.axes[len(sums) :], ends, strict=True)
-        )
+        for axis, ends in zip(self.array.axes[len(sums) :], self._fixed(), strict=True):
+            complete *= int(axis.touched(*ends)[3, 0])
         return self.array.at_most(n_chunks, n_shards, readers, complete)
 
     def reading_anywhere(self, extents: Sequence[int], times: int, readers: int = 0) -> Requests:

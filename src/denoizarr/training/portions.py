@@ -225,17 +225,13 @@ def pieces_by_chunk(cutter: Cutter, images: Integers, origins: Integers) -> tupl
     if not len(origins):
         return ()
     begins_in = [images[:, None]]
-    for readers in (cutter.readers, cutter.targets or {}):
+    each = (1,) * len(cutter.dims)
+    for readers in filter(None, (cutter.readers, cutter.targets)):
         grids = [_chunk_grid(reader, cutter.dims) for reader in readers.values()]
-        steps = [
-            grid.chunks
-            if are_read_together(reader, cutter.dims, cutter.patch_size)
-            else (1,) * len(cutter.dims)
-            for grid, reader in zip(grids, readers.values(), strict=True)
-        ]
-        if grids:
-            offsets = np.array([grid.offset for grid in grids])
-            begins_in.append((origins + offsets[images]) // np.array(steps)[images])
+        are_together = [are_read_together(r, cutter.dims, cutter.patch_size) for r in readers.values()]
+        steps = np.array([g.chunks if t else each for g, t in zip(grids, are_together, strict=True)])
+        offsets = np.array([grid.offset for grid in grids])
+        begins_in.append((origins + offsets[images]) // steps[images])
     _, which = np.unique(np.concatenate(begins_in, axis=1), axis=0, return_inverse=True)
     order = np.argsort(which, kind="stable")
     rows_of = np.split(order, np.flatnonzero(np.diff(which[order])) + 1)
